@@ -1,0 +1,72 @@
+# make book · make test · make notebooks · make lint · make serve · make bench · make lock
+#
+# Each target makes .venv from requirements.lock if it is missing or older than the lock.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help book site test notebooks lint format bench serve lock clean
+
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+SITE := _build/html/index.html
+
+help:
+	@echo "make book       build the site, warnings as errors, and print where it is"
+	@echo "make test       run everything: package, notebooks (nbval), hygiene, the built site"
+	@echo "make notebooks  execute the chapters in place (NOTEBOOKS=book/x.ipynb for one)"
+	@echo "make lint       ruff, over the notebooks too, and mypy"
+	@echo "make bench      print speeds as ratios against rivals, from one run"
+	@echo "make serve      build the site and serve it on this machine, port 8000"
+	@echo "make lock       resolve requirements.lock anew from pyproject.toml (needs uv)"
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@echo "== Making .venv from requirements.lock (once; it takes a minute or two)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"gauss_flows needs Python 3.11 or newer; this is {v.major}.{v.minor}. Name another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(INSTALLED)
+
+site: $(INSTALLED)
+	@echo "== Building the site from the stored notebooks, warnings as errors"
+	@$(PY) .venv/bin/jupyter-book build . --all --warningiserror --nitpick --keep-going --quiet
+	@test -s $(SITE) || { echo "The build ended without $(SITE)" >&2; exit 1; }
+
+book: site
+	@echo "== The book is built: open $(SITE)"
+
+test: site
+	@echo "== Testing the package, every notebook, and the built site"
+	@$(PY) -m pytest -n 2 --dist loadfile
+
+notebooks: $(INSTALLED)
+	@echo "== Executing the chapters in place"
+	@$(PY) book/_execute.py $(NOTEBOOKS)
+
+lint: $(INSTALLED)
+	@echo "== ruff and mypy"
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+format: $(INSTALLED)
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+bench: $(INSTALLED)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+serve: site
+	@echo "== Serving the book at http://localhost:8000 (Ctrl-C to stop)"
+	@$(PY) -m http.server 8000 --bind localhost --directory _build/html
+
+lock:
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --all-extras --custom-compile-command "make lock" \
+		pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""The inverse of the mixture CDF against its forward pass and against bisection, in one run.
+
+    make bench    or    python benchmarks/mixture_inverse.py
+
+4,096 points, 8 components, transform_and_log_det and inverse_and_log_det, both compiled. Three
+kinds of mixture: as initialised, perturbed, and hard (well-separated components of very different
+weights and widths). Prints ratios: absolute times differ from machine to machine.
+"""
+
+import platform
+import statistics
+import time
+
+import equinox as eqx
+import gauss_flows as gf
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from paramax import unwrap
+
+POINTS, COMPONENTS = 4096, 8
+
+
+def seconds(*functions):
+    """The median time of each, taken in turn."""
+    times = [[] for _ in functions]
+    for round_ in range(21):
+        for f, record in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(f())
+            if round_:
+                record.append(time.perf_counter() - start)
+    return [statistics.median(record) for record in times]
+
+
+def mixtures(spread):
+    keys = jr.split(jr.key(0), 3)
+    shape = (POINTS, COMPONENTS)
+    base = gf.MixtureGaussianCDF(COMPONENTS)
+    build = lambda logits, means, raw: eqx.tree_at(
+        lambda b: (b.logits, b.means, b.log_scales), base, (logits, means, raw)
+    )
+    return jax.vmap(build)(
+        1.5 * spread * jr.normal(keys[0], shape),
+        (1 - spread) * base.means + 3 * spread * jr.normal(keys[1], shape),
+        (1 - spread) * jnp.log(0.6) + spread * (jr.normal(keys[2], shape) - 0.5),
+    )
+
+
+def bisection(b, z, steps):
+    """The rival: halve the same exact bracket."""
+    ends = b.means + jnp.exp(b.log_scales) * z
+
+    def step(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        below = b.transform(middle) < z
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, steps, step, (ends.min(), ends.max()))
+    return 0.5 * (low + high)
+
+
+def main():
+    print(f"jax {jax.__version__}, {platform.machine()}, {jax.local_device_count()} CPU device")
+    forward = jax.jit(jax.vmap(lambda b, x: b.transform_and_log_det(x)))
+    inverse = jax.jit(jax.vmap(lambda b, z: b.inverse_and_log_det(z)))
+    count = jax.jit(jax.vmap(lambda b, z: unwrap(b)._solve(z)[1]))
+    halve = jax.jit(jax.vmap(lambda b, z: bisection(b, z, 24)))  # width 2^-24: about 1e-6
+    print(f"{'type':<8} {'mixture':<12} {'steps: median, most':<20} {'inverse/forward':<16} bisection/forward")
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            z = jr.normal(jr.key(4), (POINTS,))
+            for name, spread in (("initial", 0.0), ("perturbed", 0.2), ("hard", 1.0)):
+                b = mixtures(spread)
+                x, _ = inverse(b, z)
+                fwd, inv, bis = seconds(
+                    lambda: forward(b, x), lambda: inverse(b, z), lambda: halve(b, z)  # noqa: B023
+                )
+                steps = count(b, z)
+                print(
+                    f"{z.dtype!s:<8} {name:<12} {int(jnp.median(steps)):>6}, {int(steps.max()):<12}"
+                    f" {inv / fwd:<16.1f} {bis / fwd:.1f}"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What every layer shares: argument checks, and the words of their errors."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from flowjax.bijections import AbstractBijection
+from jaxtyping import Array
+
+
+def expect(ok: bool, name: str, expected: str, got: Any) -> None:
+    """Raise a ``ValueError`` that names the argument, what was expected and what came.
+
+    Args:
+        ok: Whether the argument is as it should be.
+        name: The argument's name, as the caller wrote it.
+        expected: What it must be or have, after "must".
+        got: What came.
+
+    Raises:
+        ValueError: If ``ok`` is false.
+    """
+    if not ok:
+        raise ValueError(f"`{name}` must {expected}; got {got}")
+
+
+def expect_shape(shape: Any) -> tuple[int, ...]:
+    """Return an event's shape as a tuple, or say why it is not one."""
+    try:
+        sizes = tuple(int(s) for s in shape)
+        good = all(s == t and s >= 1 for s, t in zip(sizes, shape, strict=True))
+    except (TypeError, ValueError):
+        good = False
+    expect(good, "shape", "be a tuple of positive integers, such as (4,)", repr(shape))
+    return sizes
+
+
+def expect_whole(name: str, value: Any, at_least: int) -> int:
+    """Return a whole number that is at least ``at_least``, or say why it is not one."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    expect(whole and value >= at_least, name, f"be a whole number ≥ {at_least}", repr(value))
+    return value
+
+
+class Bijection(AbstractBijection):
+    """A flowjax bijection whose methods check their arguments first.
+
+    Subclasses define ``shape``, ``cond_shape``, ``transform_and_log_det`` and
+    ``inverse_and_log_det``, as for flowjax's ``AbstractBijection``. Integer input is cast to the
+    default floating-point type; a condition given to an unconditional bijection is ignored.
+
+    Raises:
+        ValueError: From both methods, if the event or the condition has the wrong shape, is no
+            real array, or is missing.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, argument in (("transform_and_log_det", "x"), ("inverse_and_log_det", "y")):
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name], argument))
+
+
+def _checked(method: Callable, argument: str) -> Callable:
+    @functools.wraps(method)
+    def wrapper(self, event, condition=None):
+        event = _as_real_array(argument, event, self.shape, "the event's shape")
+        if self.cond_shape is None:
+            condition = None
+        else:
+            expect(condition is not None, "condition", f"have shape {self.cond_shape}", None)
+            condition = _as_real_array("condition", condition, self.cond_shape, "`cond_shape`")
+        return method(self, event, condition)
+
+    # Keyword calls use the documented name of the first argument: x or y.
+    @functools.wraps(method)
+    def named(self, *args, **kwargs):
+        if argument in kwargs:
+            args = (kwargs.pop(argument), *args)
+        return wrapper(self, *args, **kwargs)
+
+    return named
+
+
+def _as_real_array(name: str, value: Any, shape: tuple[int, ...], what: str) -> Array:
+    expect(eqx.is_array_like(value), name, f"be an array of shape {shape}, {what}", type(value).__name__)
+    array = jnp.asarray(value)
+    expect(not jnp.issubdtype(array.dtype, jnp.complexfloating), name, "be real-valued", array.dtype)
+    expect(array.shape == shape, name, f"have shape {shape}, {what}", array.shape)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)

@@ -1,0 +1,198 @@
+"""The stored notebooks are complete and canonical, and nbval's comparison is strict and portable."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+sys.path.insert(0, str(BOOK))
+from _execute import canonical, chapters  # noqa: E402
+
+FIRST = BOOK / "coupling_pattern.ipynb"
+MEASURED = re.compile(r"≈")
+BOUNDED = re.compile(r"≈ *[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?(?= |$).*[≤≥].*\b(ok|FAILED)$")
+
+
+def problems(path: Path) -> list[str]:
+    """Everything by which a stored notebook would escape the comparison, or fail the reader."""
+    found = []
+    notebook = nbformat.read(path, as_version=4)
+    if nbformat.writes(notebook) != nbformat.writes(canonical(notebook)):
+        found.append("not canonical: run `make notebooks`")
+    for number, cell in enumerate(notebook.cells):
+        where = f"cell {number}"
+        if cell.cell_type != "code":
+            continue
+        source, outputs = cell.source, cell.outputs
+        shows = re.search(r"\b(print|check_bijection|check)\(", source)
+        if ((shows and not defines_only(source)) or "plt.show()" in source) and not outputs:
+            found.append(f"{where} shows something, but no output is stored")
+        if re.search(r"nbval[-_](skip|ignore)", f"{source} {cell.metadata}", re.IGNORECASE):
+            found.append(f"{where} is taken out of the comparison")
+        if source.rstrip().endswith(";"):
+            found.append(f"{where} ends in a semicolon, which hides the result but not from nbval")
+        if re.search(r"filterwarnings\(\s*[\"']ignore", source):
+            found.append(f"{where} silences warnings")
+        for output in outputs:
+            if output.output_type == "error" or output.get("name") == "stderr":
+                found.append(f"{where} stores an error or stderr")
+            data = output.get("data", {})
+            for line in (output.get("text", "") + data.get("text/plain", "")).splitlines():
+                if MEASURED.search(line) and not BOUNDED.search(line):
+                    found.append(f"{where}: a measured number without its bound: {line!r}")
+            if "image/png" in data:
+                alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+                if len(alt) < 40:
+                    found.append(f"{where}: a figure without alt text")
+    return found
+
+
+def defines_only(source: str) -> bool:
+    """Whether a cell only defines things: every line at the margin starts a def or a class."""
+    margin = [line for line in source.splitlines() if line and not line[0].isspace()]
+    return all(line.startswith(("def ", "class ", "@", "#", ")", '"""')) for line in margin)
+
+
+def nbval(path: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run the project's own strict nbval over one notebook, and nothing else."""
+    command = [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--nbval", "--nbval-current-env"),
+        *("--nbval-cell-timeout=600", f"--nbval-sanitize-with={ROOT / 'tests/nbval_sanitize.cfg'}"),
+        *("-c", os.devnull, "--rootdir", str(path.parent), str(path)),
+    ]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory):
+    """A copy of the first chapter up to its own check_bijection, which is quick to run."""
+    notebook = nbformat.read(FIRST, as_version=4)
+    last = next(i for i, c in enumerate(notebook.cells) if "gf.check_bijection(layer" in c.source)
+    notebook.cells = notebook.cells[: last + 1]
+    folder = tmp_path_factory.mktemp("copy with a space")
+    path = folder / "copy.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.mark.parametrize("path", chapters(), ids=lambda p: p.stem)
+def test_stored_notebook_is_whole(path):
+    assert problems(path) == []
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    toc = (ROOT / "_toc.yml").read_text()
+    missing = [p.stem for p in chapters() if f"book/{p.stem}\n" not in toc]
+    assert missing == []
+
+
+def test_an_untouched_copy_passes(beginning):
+    run = nbval(beginning)
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.363", "0.364"),  # a printed result
+        ("≤ 1e-12", "≤ 1e-11"),  # a bound
+        ("-0.00768", "-0.00769"),  # a log-determinant
+        ("lower triangular", "upper triangular"),  # a word
+    ],
+)
+def test_a_changed_digit_fails(beginning, tmp_path, old, new):
+    notebook = nbformat.read(beginning, as_version=4)
+    changed = 0
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if not changed and old in output.get("text", ""):
+                output["text"] = output["text"].replace(old, new, 1)
+                changed += 1
+    assert changed == 1
+    path = tmp_path / "changed.ipynb"
+    nbformat.write(notebook, path)
+    run = nbval(path)
+    assert run.returncode == 1, run.stdout[-3000:]
+    assert "1 failed" in run.stdout
+
+
+def test_a_measured_nan_fails(beginning, tmp_path):
+    """nan and inf are never blanked."""
+    notebook = nbformat.read(beginning, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = re.sub(r"≈ [\d.e-]+", "≈ nan", output["text"])
+    path = tmp_path / "nan.ipynb"
+    nbformat.write(notebook, path)
+    assert nbval(path).returncode == 1
+    assert any("without its bound" in p for p in problems(path))
+
+
+def test_a_copy_without_outputs_is_refused(tmp_path):
+    notebook = nbformat.read(FIRST, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    path = tmp_path / "stripped.ipynb"
+    nbformat.write(notebook, path)
+    refused = [p for p in problems(path) if "no output is stored" in p]
+    printing = [c for c in notebook.cells if c.cell_type == "code" and "print(" in c.source]
+    assert len(refused) >= len(printing) - 1 > 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self.shape), log_det.sum()", "self.shape), -log_det.sum()"),  # the sign of a log-det
+        ("return _join(passive, out,", "return _join(passive + 1e-9, out,"),  # a copy that is none
+    ],
+)
+def test_a_fault_in_the_package_fails_the_chapter(beginning, tmp_path, old, new):
+    plant(tmp_path, old, new)
+    run = nbval(beginning, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert run.returncode == 1, run.stdout[-3000:]
+
+
+def plant(folder: Path, old: str, new: str) -> None:
+    """A copy of the package with one fault in coupling.py."""
+    package = folder / "gauss_flows"
+    shutil.copytree(ROOT / "gauss_flows", package, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (package / "coupling.py").read_text()
+    assert source.count(old) == 1
+    (package / "coupling.py").write_text(source.replace(old, new))
+
+
+@pytest.mark.parametrize("isa", ["SSE4_2", "AVX", "AVX2"])
+def test_the_first_chapter_travels_to_older_processors(isa, tmp_path):
+    path = tmp_path / FIRST.name
+    shutil.copy(FIRST, path)
+    run = nbval(path, XLA_FLAGS=f"--xla_cpu_max_isa={isa}")
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_executing_twice_changes_nothing(tmp_path):
+    """make notebooks is idempotent but for ≈ numbers and pictures."""
+    from _execute import execute
+
+    path = tmp_path / "small.ipynb"
+    cell = nbformat.v4.new_code_cell("print('a'); print('b')\n1 + 1")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("2")]), path)
+    execute(path)
+    first = path.read_bytes()
+    execute(path)
+    assert path.read_bytes() == first
+    assert b'"a\\n",' in first
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(broken, path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        execute(path)
+    assert path.read_bytes() == before

@@ -10,13 +10,15 @@ weights and widths). Prints ratios: absolute times differ from machine to machin
 import platform
 import statistics
 import time
+from functools import partial
 
 import equinox as eqx
-import gauss_flows as gf
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from paramax import unwrap
+
+import gauss_flows as gf
 
 POINTS, COMPONENTS = 4096, 8
 
@@ -67,16 +69,14 @@ def main():
     inverse = jax.jit(jax.vmap(lambda b, z: b.inverse_and_log_det(z)))
     count = jax.jit(jax.vmap(lambda b, z: unwrap(b)._solve(z)[1]))
     halve = jax.jit(jax.vmap(lambda b, z: bisection(b, z, 24)))  # width 2^-24: about 1e-6
-    print(f"{'type':<8} {'mixture':<12} {'steps: median, most':<20} {'inverse/forward':<16} bisection/forward")
+    print("type     mixture      steps: median, most  inverse/forward  bisection/forward")
     for x64 in (False, True):
         with jax.enable_x64(x64):
             z = jr.normal(jr.key(4), (POINTS,))
             for name, spread in (("initial", 0.0), ("perturbed", 0.2), ("hard", 1.0)):
                 b = mixtures(spread)
                 x, _ = inverse(b, z)
-                fwd, inv, bis = seconds(
-                    lambda: forward(b, x), lambda: inverse(b, z), lambda: halve(b, z)  # noqa: B023
-                )
+                fwd, inv, bis = seconds(partial(forward, b, x), partial(inverse, b, z), partial(halve, b, z))
                 steps = count(b, z)
                 print(
                     f"{z.dtype!s:<8} {name:<12} {int(jnp.median(steps)):>6}, {int(steps.max()):<12}"

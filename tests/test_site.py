@@ -131,9 +131,7 @@ def opened(browser, address, name, scheme):
     page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("requestfailed", lambda r: page.complaints.append(f"failed: {r.url}"))
-    page.on(
-        "response", lambda r: page.complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None
-    )
+    page.on("response", lambda r: page.complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
     page.goto(address + name, wait_until="load")
     page.wait_for_function("!document.querySelector('.math') || window.MathJax?.startup?.promise")
     page.evaluate("window.MathJax?.startup?.promise")

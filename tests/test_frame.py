@@ -1,0 +1,167 @@
+"""The frame: what the README promises, and files that must agree with each other."""
+
+import ast
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LOCK = (ROOT / "requirements.lock").read_text()
+PINS = re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)
+FLOORS = {"base": 1, "numerics": 1, "bijectors": 2, "masks": 2, "conditioners": 2, "coupling": 3}
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_the_top_level_is_whole():
+    for name in (
+        *("README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"),
+        *("pyproject.toml", "requirements.lock", "environment.yml", "_config.yml", "_toc.yml", "_style.py"),
+        *("book", "gauss_flows", "tests", "benchmarks", ".ci/run", ".github/workflows/tests.yml"),
+    ):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_the_lock_satisfies_the_bounds(extra):
+    for text in EXTRAS[extra] if extra else PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        if requirement.name == PROJECT["name"]:
+            continue
+        versions = [v for name, v in PINS if name == canonicalize_name(requirement.name)]
+        assert versions, f"{requirement.name} is not in requirements.lock: run `make lock`"
+        assert all(requirement.specifier.contains(v) for v in versions), text
+
+
+def test_the_lock_has_hashes_and_no_addresses():
+    entries = re.split(r"\n(?=[\w.-]+==)", LOCK)[1:]
+    assert len(entries) == len(PINS) > 50
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert not re.search(r"://|index-url|find-links", LOCK)
+
+
+def test_environment_yml_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip = environment["dependencies"][0], environment["dependencies"][-1]["pip"]
+    assert python.startswith("python" + PROJECT["requires-python"])
+    (install,) = pip
+    (extras,) = re.findall(r"-e \.\[(.*)\]", install)
+    assert set(extras.split(",")) <= set(EXTRAS)
+    assert "gauss_flows[book]" in EXTRAS["dev"]
+    newest = max(c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c)
+    assert python.endswith(f"<3.{int(newest.split('.')[1]) + 1}")
+
+
+def test_versions_agree():
+    import gauss_flows as gf
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == gf.__version__ == citation["version"]
+
+
+def test_the_readme_example_prints_what_it_says():
+    readme = (ROOT / "README.md").read_text()
+    code, shown = re.search(r"```python\n(.*?)```\s*```text\n(.*?)```", readme, re.DOTALL).groups()
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    regex, replacement = re.findall(
+        r"^regex: (.*)\nreplace: (.*)$", (ROOT / "tests/nbval_sanitize.cfg").read_text(), re.MULTILINE
+    )[0]
+    assert re.sub(regex, replacement, run.stdout) == re.sub(regex, replacement, shown)
+    assert len(code.splitlines()) <= 12
+
+
+def test_imports_go_down_the_floors():
+    for path in (ROOT / "gauss_flows").glob("*.py"):
+        if path.stem not in FLOORS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gauss_flows"):
+                continue
+            names = [node.module.partition(".")[2]] if "." in node.module else [a.name for a in node.names]
+            for name in names:
+                assert FLOORS[name] < FLOORS[path.stem], f"{path.name} imports {name}"
+
+
+def test_every_module_has_a_floor_or_stands_beside():
+    modules = {p.stem for p in (ROOT / "gauss_flows").glob("*.py")} - {"__init__"}
+    assert modules - set(FLOORS) <= {"checks", "targets", "io"}
+
+
+def test_files_stay_small():
+    lines = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "gauss_flows").glob("*.py")}
+    assert max(lines.values()) <= 350, lines
+    assert sum(lines.values()) <= 2500
+
+
+def test_nothing_tracked_holds_a_path_of_one_machine():
+    suffixes = {".py", ".md", ".yml", ".toml", ".cfg", ".ipynb", ".lock", ".cff", ".bib", ".css", ""}
+    home = re.compile(r"/(?:home|root|Users|tmp)/\w")
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in tracked()
+        if path.suffix in suffixes
+        for match in home.finditer(path.read_text())
+    ]
+    assert found == []
+
+
+def test_the_checks_can_fail():
+    """check and check_bijection raise, name what broke, and keep their report."""
+    import jax.numpy as jnp
+
+    import gauss_flows as gf
+
+    class Wrong(gf.Bijection):
+        shape = (2,)
+        cond_shape = None
+
+        def transform_and_log_det(self, x, condition=None):
+            return 2 * x, jnp.zeros(())
+
+        def inverse_and_log_det(self, y, condition=None):
+            return y / 2, jnp.zeros(())
+
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with pytest.raises(gf.CheckError, match=r"log-det vs\. autodiff") as error:
+            gf.check_bijection(Wrong(), jnp.ones((3, 2)))
+        for value in (2.0, float("nan"), float("inf")):
+            with pytest.raises(gf.CheckError, match="x: ≈ "):
+                gf.check("x", value, at_most=1)
+        with pytest.raises(gf.CheckError):
+            gf.check("x", -1, at_least=0)
+        gf.check("x", 1, at_most=1, at_least=1)
+    assert "FAILED" in out.getvalue()
+    report = error.value.report
+    assert not report.ok
+    assert abs(report["log-det vs. autodiff"] - 2 * 0.6931) < 1e-3
+    assert report["round trip x -> z -> x"] == 0
+    assert report.permutation == (0, 1)
+    assert "<table>" in report._repr_html_()
+    for wrong in (
+        lambda: gf.check("x", 1),
+        lambda: gf.check("x", jnp.ones(2), at_most=1),
+        lambda: gf.check_bijection(jnp.tanh, jnp.ones(2)),
+        lambda: gf.check_bijection(Wrong(), jnp.ones(3)),
+        lambda: gf.check_bijection(Wrong(), jnp.ones((0, 2))),
+        lambda: gf.check_bijection(Wrong(), jnp.ones(2), structure="upper"),
+        lambda: gf.check_bijection(Wrong(), jnp.ones(2), atol=-1.0),
+    ):
+        with pytest.raises(ValueError, match="must"):
+            wrong()

@@ -24,7 +24,7 @@ help:
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo "== Making .venv from requirements.lock (once; it takes a minute or two)"
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"gauss_flows needs Python 3.11 or newer; this is {v.major}.{v.minor}. Name another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"gauss_flows is tested on Python 3.11 to 3.13; this is {v.major}.{v.minor}. Name another: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -64,7 +64,7 @@ serve: site
 	@$(PY) -m http.server 8000 --bind localhost --directory _build/html
 
 lock:
-	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	@uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --all-extras --custom-compile-command "make lock" \
 		pyproject.toml --output-file requirements.lock
 

@@ -4,28 +4,48 @@ Every layer is a flowjax bijection, so it works in flowjax's ``Chain``, ``Scan``
 ``Transformed``. The book's chapters open the package one module at a time.
 """
 
-from gauss_flows import base, bijectors, checks, conditioners, coupling, masks, numerics
+from gauss_flows import base, bijectors, checks, conditioners, coupling, masks, numerics, targets
+
+# Depth and stability
+from gauss_flows.actnorm import ActNorm1D, data_init
 
 # What every layer is
 from gauss_flows.base import Bijection
 
 # The coupling pattern
-from gauss_flows.bijectors import Affine, MixtureGaussianCDF
+from gauss_flows.bijectors import Affine, MixtureGaussianCDF, RQSpline
 
 # The printed proof
 from gauss_flows.checks import CheckError, Report, check, check_bijection
-from gauss_flows.coupling import AffineCoupling, Coupling, MixtureGaussianCDFCoupling
+from gauss_flows.coupling import (
+    AffineCoupling,
+    Coupling,
+    MixtureGaussianCDFCoupling,
+    RQSplineCoupling,
+)
+from gauss_flows.flows import coupling_flow
+from gauss_flows.io import load, save
+from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.targets import kl_divergence
+from gauss_flows.train import FitResult, NonFiniteLoss, fit, fit_many
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActNorm1D",
     "Affine",
     "AffineCoupling",
     "Bijection",
     "CheckError",
     "Coupling",
+    "FitResult",
+    "HouseholderRotation",
+    "LULinear",
     "MixtureGaussianCDF",
     "MixtureGaussianCDFCoupling",
+    "NonFiniteLoss",
+    "RQSpline",
+    "RQSplineCoupling",
     "Report",
     "base",
     "bijectors",
@@ -34,6 +54,14 @@ __all__ = [
     "checks",
     "conditioners",
     "coupling",
+    "coupling_flow",
+    "data_init",
+    "fit",
+    "fit_many",
+    "kl_divergence",
+    "load",
     "masks",
     "numerics",
+    "save",
+    "targets",
 ]

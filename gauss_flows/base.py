@@ -39,9 +39,9 @@ def expect_shape(shape: Any) -> tuple[int, ...]:
 
 def expect_whole(name: str, value: Any, at_least: int) -> int:
     """Return a whole number that is at least ``at_least``, or say why it is not one."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    expect(whole and value >= at_least, name, f"be a whole number ≥ {at_least}", repr(value))
-    return value
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    expect(whole and int(value) >= at_least, name, f"be a whole number ≥ {at_least}", repr(value))
+    return int(value)
 
 
 class Bijection(AbstractBijection):

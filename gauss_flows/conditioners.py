@@ -60,11 +60,19 @@ def make(factory: Any, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Cal
         callable(factory), "conditioner", "be a factory (in_size, out_size, *, key) -> callable",
         type(factory).__name__,
     )  # fmt: skip
-    network = factory(in_size, out_size, key=key)
+    try:
+        network = factory(in_size, out_size, key=key)
+    except TypeError as error:
+        raise ValueError(f"`conditioner` must be a factory (in_size, out_size, *, key); {error}") from error
     expect(callable(network), "conditioner", "make a callable network", type(network).__name__)
     dtype = jnp.result_type(float)
     probe = jax.ShapeDtypeStruct((in_size,), dtype)
-    out = eqx.filter_eval_shape(network, probe)
+    try:
+        out = eqx.filter_eval_shape(network, probe)
+    except Exception as error:
+        raise ValueError(
+            f"`conditioner` must make a network for a vector of size {in_size}; it raised: {error}"
+        ) from error
     expect(
         getattr(out, "shape", None) == (out_size,),
         "conditioner",

@@ -11,11 +11,11 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from paramax import NonTrainable
+from paramax import NonTrainable, unwrap
 
 from gauss_flows import conditioners, masks
 from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
-from gauss_flows.bijectors import Affine, MixtureGaussianCDF
+from gauss_flows.bijectors import Affine, MixtureGaussianCDF, RQSpline
 
 
 class Coupling(Bijection):
@@ -116,7 +116,7 @@ class Coupling(Bijection):
     def bijector(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """The scalar bijector with parameters ``theta``, as the layer would use it."""
         unravel, structure = self._rebuild
-        rest = jax.tree.unflatten(structure, self._rest)
+        rest = jax.tree.unflatten(structure, unwrap(self._rest))
         return eqx.combine(unravel(theta), rest)
 
     def theta(
@@ -130,7 +130,7 @@ class Coupling(Bijection):
         """
         inputs = passive if condition is None else jnp.concatenate([passive, condition])
         out = self.conditioner(inputs).reshape(len(self._active), -1)
-        return out + self._theta[None, :]
+        return out + unwrap(self._theta)[None, :]
 
     def transform_and_log_det(self, x, condition=None):
         return self._apply("transform_and_log_det", x, condition)
@@ -233,4 +233,42 @@ class MixtureGaussianCDFCoupling(Coupling):
         super().__init__(key, shape=shape, bijector=bijector, **options)
 
 
-__all__ = ["AffineCoupling", "Coupling", "MixtureGaussianCDFCoupling"]
+class RQSplineCoupling(Coupling):
+    r"""A coupling whose bijector is :class:`RQSpline`: a flexible map with a closed-form inverse.
+
+    Args:
+        key: Random key for the conditioner.
+        shape: The event's shape.
+        n_bins: Bins of each active coordinate's spline.
+        interval: The spline acts on [-interval, interval]; outside it is the identity.
+        mask: As for :class:`Coupling`.
+        conditioner: As for :class:`Coupling`.
+        cond_dim: As for :class:`Coupling`.
+        nn_width: As for :class:`Coupling`.
+        nn_depth: As for :class:`Coupling`.
+
+    Raises:
+        ValueError: As :class:`Coupling` and :class:`RQSpline`.
+
+    Source:
+        Durkan et al., "Neural spline flows" (NeurIPS 2019).
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> layer = gf.RQSplineCoupling(jr.key(0), shape=(4,), n_bins=8, interval=4.0)
+        >>> x = layer.inverse(layer.transform(jnp.ones(4)))
+    """
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...],
+        *,
+        n_bins: int = 8,
+        interval: float = 4.0,
+        **options: Any,
+    ):
+        super().__init__(key, shape=shape, bijector=RQSpline(n_bins, interval), **options)
+
+
+__all__ = ["AffineCoupling", "Coupling", "MixtureGaussianCDFCoupling", "RQSplineCoupling"]

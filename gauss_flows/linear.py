@@ -1,0 +1,127 @@
+"""Linear maps between the other layers: they mix coordinates at the price of a small product."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, PRNGKeyArray
+from paramax import Parameterize
+from paramax.utils import inv_softplus
+
+from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
+
+
+class HouseholderRotation(Bijection):
+    r"""An orthogonal map, the product of reflections: volume is preserved, log-determinant 0.
+
+    .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^\top / \|v_i\|^2.
+
+    An even number of reflections is a rotation. D reflections reach every orthogonal matrix; two turn
+    one plane. ``params`` holds the vectors :math:`v_i`, shape (n, D); only their directions matter. They
+    start in equal pairs, so an even number starts as the identity; for a random start replace them
+    by normal numbers, or give a key.
+
+    Args:
+        n_reflections: n, at least 1.
+        shape: The event's shape, (D,).
+        key: Random normal vectors, if given.
+
+    Raises:
+        ValueError: If ``n_reflections`` is below 1 or the event is not a vector.
+
+    Source:
+        Tomczak and Welling, "Improving variational auto-encoders using Householder flow" (2016).
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp
+        >>> turn = gf.HouseholderRotation(2, (3,))
+        >>> turn.transform(jnp.arange(3.0)).shape
+        (3,)
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    cond_shape: None = eqx.field(static=True)
+    params: Float[Array, "n D"]
+
+    def __init__(self, n_reflections: int, shape: tuple[int, ...], *, key: PRNGKeyArray | None = None):
+        n = expect_whole("n_reflections", n_reflections, 1)
+        self.shape, self.cond_shape = _vector(shape), None
+        if key is None:
+            size = self.shape[0]
+            pairs = jnp.arange(n)[:, None] // 2
+            self.params = jnp.cos(jnp.pi * pairs * (jnp.arange(size)[None, :] + 0.5) / size) + 0.0
+        else:
+            self.params = jax.random.normal(key, (n, *self.shape))
+
+    def transform_and_log_det(self, x, condition=None):
+        return _reflect(self.params, x), jnp.zeros((), x.dtype)
+
+    def inverse_and_log_det(self, y, condition=None):
+        return _reflect(self.params[::-1], y), jnp.zeros((), y.dtype)
+
+
+def _reflect(vectors, x):
+    for i in range(len(vectors)):
+        v = vectors[i]
+        x = x - 2 * v * (v @ x) / (v @ v)
+    return x
+
+
+class LULinear(Bijection):
+    r"""A general linear map in its LU form, :math:`z = L U x + b`; it starts as the identity.
+
+    L is lower triangular with unit diagonal, U upper triangular with positive diagonal (a softplus),
+    so :math:`\log|\det| = \sum_i \log U_{ii}`, and the inverse is two triangular solves.
+
+    Args:
+        shape: The event's shape, (D,).
+
+    Raises:
+        ValueError: If the event is not a vector.
+
+    Source:
+        Kingma and Dhariwal, "Glow" (NeurIPS 2018), section 3.2.
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp
+        >>> float(gf.LULinear((3,)).transform(jnp.arange(3.0))[2])
+        2.0
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    cond_shape: None = eqx.field(static=True)
+    lower: Float[Array, "D D"]
+    upper: Float[Array, "D D"]
+    diagonal: Any  # Float[Array, " D"], wrapped: positive whenever a method runs
+    bias: Float[Array, " D"]
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.cond_shape = _vector(shape), None
+        size = self.shape[0]
+        self.lower, self.upper = jnp.zeros((size, size)), jnp.zeros((size, size))
+        self.diagonal = Parameterize(jax.nn.softplus, inv_softplus(jnp.ones(size)))
+        self.bias = jnp.zeros(size)
+
+    def _factors(self):
+        unit = jnp.eye(len(self.bias), dtype=self.bias.dtype)
+        return jnp.tril(self.lower, -1) + unit, jnp.triu(self.upper, 1) + unit * self.diagonal[None, :]
+
+    def transform_and_log_det(self, x, condition=None):
+        lower, upper = self._factors()
+        return lower @ (upper @ x) + self.bias, jnp.log(self.diagonal).sum()
+
+    def inverse_and_log_det(self, y, condition=None):
+        lower, upper = self._factors()
+        x = solve_triangular(lower, y - self.bias, lower=True, unit_diagonal=True)
+        return solve_triangular(upper, x), -jnp.log(self.diagonal).sum()
+
+
+def _vector(shape: Any) -> tuple[int, ...]:
+    shape = expect_shape(shape)
+    expect(len(shape) == 1, "shape", "be that of a vector, (D,)", shape)
+    return shape
+
+
+__all__ = ["HouseholderRotation", "LULinear"]

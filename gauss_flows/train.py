@@ -1,0 +1,397 @@
+"""Training: one compiled loop, judged on held-out points."""
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, PRNGKeyArray
+from paramax import NonTrainable
+from tqdm.auto import tqdm
+
+from gauss_flows import io
+from gauss_flows.base import expect, expect_whole
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or its gradient was not finite. ``result`` holds the best parameters before it."""
+
+    result: "FitResult"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training gave. After :func:`fit_many` every array has a leading axis, one entry a key.
+
+    Attributes:
+        flow: The flow with the parameters of the lowest validation loss.
+        train_loss: The loss of each step's batch, shape (steps,).
+        val_loss: The validation loss after each chunk of steps, shape (chunks,).
+        val_steps: The steps after which it was measured, shape (chunks,).
+        best_step: The step whose parameters were kept.
+        failed_step: The step whose loss was not finite, -1 if there was none.
+        stopped: Why training ended: "steps", "patience", "interrupted" or "non-finite".
+    """
+
+    flow: Any
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    val_steps: np.ndarray
+    best_step: Any
+    failed_step: Any
+    stopped: str
+
+
+class _Settings(NamedTuple):
+    """What is compiled into the loop."""
+
+    steps: int
+    chunk: int
+    batch_size: int
+    learning_rate: float
+    clip_norm: float | None
+    optimizer: optax.GradientTransformation | None
+    loss: Callable | None
+    sharding: NamedSharding | None
+
+
+class _State(NamedTuple):
+    """What a checkpoint holds."""
+
+    params: Any
+    opt_state: Any
+    best_params: Any
+    best_loss: Array
+    best_step: Array
+    failed_step: Array
+    step: Array
+    key: Array  # key data
+    rows: Array  # a permutation of the data: training rows, then validation rows
+
+
+def maximum_likelihood(flow: Any, x: Array, condition: Array | None, key: PRNGKeyArray) -> Array:
+    """The default loss: the mean of -log p(x), in nats."""
+    return -flow.log_prob(x, condition).mean()
+
+
+def fit(
+    key: PRNGKeyArray,
+    flow: Any,
+    x: ArrayLike,
+    *,
+    condition: ArrayLike | None = None,
+    steps: int = 1000,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+    optimizer: optax.GradientTransformation | None = None,
+    clip_norm: float | None = 1.0,
+    val_fraction: float = 0.1,
+    patience: int | None = None,
+    loss: Callable | None = None,
+    progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    sharding: Mesh | None = None,
+) -> FitResult:
+    r"""Train a flow, and keep the parameters that do best on held-out points.
+
+    The steps run inside ``lax.scan``, in chunks, with one wait for the device a chunk; after each the
+    validation loss is measured. Batches are drawn with replacement. By default: Adam on a one-cycle
+    schedule, gradients clipped by their global norm.
+
+    Args:
+        key: Random key for the split, the batches and the loss.
+        flow: A flowjax distribution; parameters in ``paramax.NonTrainable`` stay as they are.
+        x: Data, shape (n, \*flow.shape), floating point.
+        condition: Shape (n, \*flow.cond_shape), for conditional flows.
+        steps: Number of optimiser steps.
+        batch_size: Rows a step; at most the number of training rows.
+        learning_rate: Peak of the one-cycle schedule.
+        optimizer: An optax transformation in place of clipping, Adam and the schedule.
+        clip_norm: Largest global norm of the gradient; None for no clipping.
+        val_fraction: Part of the rows held out, in (0, 1); at least one row.
+        patience: Stop when the validation loss has not improved for this many steps.
+        loss: ``(flow, x, condition, key) -> scalar`` in place of the negative mean log-likelihood.
+        progress: Show a bar, in a terminal or a notebook.
+        checkpoint: A file that is written, whole or not at all, after each chunk. If it exists, training
+            goes on from it, and ends bit for bit where an uninterrupted run ends.
+        sharding: A mesh over whose first axis each batch is divided (data parallelism).
+
+    Returns:
+        A :class:`FitResult`.
+
+    Raises:
+        ValueError: Before the first step, if an argument does not fit or a checkpoint is of another run.
+        NonFiniteLoss: If the loss or its gradient is not finite; ``.result`` keeps the best parameters.
+
+    Example:
+        >>> import gauss_flows as gf, jax.random as jr
+        >>> flow = gf.coupling_flow(jr.key(0), 2, layers=2, nn_width=8, bijector=gf.Affine())
+        >>> x = 2 * jr.normal(jr.key(1), (500, 2))
+        >>> result = gf.fit(jr.key(2), flow, x, steps=20, progress=False)
+        >>> result.train_loss.shape
+        (20,)
+    """
+    result = _run(
+        key, flow, x, condition, None, steps, batch_size, learning_rate, optimizer, clip_norm,
+        val_fraction, patience, loss, progress, checkpoint, sharding,
+    )  # fmt: skip
+    if result.failed_step >= 0:
+        error = NonFiniteLoss(
+            f"the loss or its gradient was not finite at step {result.failed_step}; `.result` holds the "
+            f"flow of step {result.best_step}. Lower `learning_rate`, bound the scales, or clip the gradient."
+        )
+        error.result = result
+        raise error
+    return result
+
+
+def fit_many(
+    keys: PRNGKeyArray,
+    make: Callable[[PRNGKeyArray], Any],
+    x: ArrayLike,
+    *,
+    condition: ArrayLike | None = None,
+    steps: int = 1000,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+    optimizer: optax.GradientTransformation | None = None,
+    clip_norm: float | None = 1.0,
+    val_fraction: float = 0.1,
+    loss: Callable | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train one flow a key, side by side under ``vmap``: five seeds cost one compilation.
+
+    Args:
+        keys: Random keys, shape (m,); each makes a flow, a split and its batches.
+        make: key -> flow, the same structure for every key.
+        x: As for :func:`fit`, and so are the rest.
+        condition: As for :func:`fit`.
+        steps: As for :func:`fit`.
+        batch_size: As for :func:`fit`.
+        learning_rate: As for :func:`fit`.
+        optimizer: As for :func:`fit`.
+        clip_norm: As for :func:`fit`.
+        val_fraction: As for :func:`fit`.
+        loss: As for :func:`fit`.
+        progress: As for :func:`fit`.
+
+    Returns:
+        A :class:`FitResult` with a leading axis of size m on every array, those of ``flow`` included. A
+        key whose loss is not finite does not stop the others: see ``failed_step``.
+
+    Raises:
+        ValueError: As :func:`fit`.
+    """
+    both = jax.vmap(jr.split)(keys)
+    flows = eqx.filter_vmap(make)(both[:, 0])
+    return _run(
+        both[:, 1], flows, x, condition, len(keys), steps, batch_size, learning_rate, optimizer, clip_norm,
+        val_fraction, None, loss, progress, None, None,
+    )  # fmt: skip
+
+
+def _run(
+    key, flow, x, condition, many, steps, batch_size, learning_rate, optimizer, clip_norm,
+    val_fraction, patience, loss, progress, checkpoint, sharding,
+):  # fmt: skip
+    x, condition, n_val = _check_data(flow, x, condition, batch_size, val_fraction)
+    steps = expect_whole("steps", steps, 1)
+    expect(learning_rate > 0, "learning_rate", "be positive", learning_rate)
+    expect(clip_norm is None or clip_norm > 0, "clip_norm", "be positive or None", clip_norm)
+    expect(patience is None or patience >= 1, "patience", "be at least 1 or None", patience)
+    chunk = math.ceil(steps / max(min(steps, 10), math.ceil(steps / 100)))
+    named = None
+    if sharding is not None:
+        expect(isinstance(sharding, Mesh), "sharding", "be a jax.sharding.Mesh", type(sharding).__name__)
+        parts = sharding.shape[sharding.axis_names[0]]
+        expect(batch_size % parts == 0, "batch_size", f"divide by the mesh's {parts} devices", batch_size)
+        sharding = Mesh(sharding.devices, sharding.axis_names)  # with the axes left to the compiler
+        named = NamedSharding(sharding, PartitionSpec(sharding.axis_names[0]))
+    settings = _Settings(steps, chunk, batch_size, float(learning_rate), clip_norm, optimizer, loss, named)
+
+    params, static = eqx.partition(
+        flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
+    )
+    start = lambda key, params: _start(key, params, settings, len(x))
+    state = eqx.filter_jit(eqx.filter_vmap(start) if many else start)(key, params)
+    data = (x, condition, n_val, static, settings, many)
+    if named is not None:
+        everywhere = NamedSharding(sharding, PartitionSpec())
+        put = lambda tree: jax.device_put(tree, everywhere)
+        state, data = put(state), (put(x), put(condition), *data[2:])
+
+    losses, val_losses = [], []
+    if checkpoint is not None:
+        mark = _fingerprint(flow, x, condition, settings, val_fraction, key)
+        if Path(checkpoint).exists():
+            state, notes = io.read(checkpoint, state)
+            expect(notes.get("run") == mark, "checkpoint", "be of this run, its data and settings included",
+                   f"{checkpoint}, of another")  # fmt: skip
+            losses, val_losses = notes["losses"], notes["val_losses"]
+
+    stopped = "steps"
+    total = math.ceil(steps / chunk)
+    bar = tqdm(total=steps, disable=not (progress and _watched()), leave=False, unit="step")
+    try:
+        bar.update(min(steps, len(val_losses) * chunk))
+        for _ in range(len(val_losses), total):
+            state, batch_losses, val_loss = _chunk(data, state)
+            losses.append(np.asarray(batch_losses).tolist())
+            val_losses.append(np.asarray(val_loss).tolist())
+            best, failed = np.asarray(state.best_step), np.asarray(state.failed_step)
+            if checkpoint is not None:
+                io.write(checkpoint, state, {"run": mark, "losses": losses, "val_losses": val_losses})
+            bar.update(min(chunk, steps - bar.n))
+            bar.set_postfix(validation=f"{np.mean(val_loss):.3f}")
+            if (failed >= 0).all():
+                stopped = "non-finite"
+                break
+            if patience is not None and int(state.step) - int(best) >= patience:
+                stopped = "patience"
+                break
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    finally:
+        bar.close()
+
+    size = (many,) if many else ()
+    history = np.array(losses, float).reshape(-1, *size, chunk)
+    history = np.moveaxis(history, 0, -2).reshape(*size, -1)[..., :steps]
+    measured = np.moveaxis(np.array(val_losses, float).reshape(-1, *size), 0, -1)
+    return FitResult(
+        flow=eqx.combine(state.best_params, static),
+        train_loss=history,
+        val_loss=measured,
+        val_steps=np.minimum(chunk * np.arange(1, len(val_losses) + 1), steps),
+        best_step=np.asarray(state.best_step) if many else int(state.best_step),
+        failed_step=np.asarray(state.failed_step) if many else int(state.failed_step),
+        stopped=stopped,
+    )
+
+
+def _check_data(flow, x, condition, batch_size, val_fraction):
+    raw = np.asarray(x)
+    floating = jnp.issubdtype(raw.dtype, jnp.floating)
+    expect(floating, "x", "be floating point (dequantize integer data first)", f"dtype {raw.dtype}")
+    shape = f"(n, {', '.join(map(str, flow.shape))})"
+    expect(raw.ndim >= 1 and raw.shape[1:] == flow.shape, "x", f"have shape {shape}", raw.shape)
+    bad = int((~np.isfinite(raw)).reshape(len(raw), -1).any(axis=1).sum()) if len(raw) else 0
+    expect(bad == 0, "x", "be finite", f"NaN or infinity in {bad} of {len(raw)} rows")
+    expect(0 < val_fraction < 1, "val_fraction", "lie between 0 and 1", val_fraction)
+    n_val = max(1, round(val_fraction * len(raw)))
+    expect(len(raw) - n_val >= 1, "x", "have at least 2 rows, one to train on and one held out", len(raw))
+    expect_whole("batch_size", batch_size, 1)
+    expect(batch_size <= len(raw) - n_val, "batch_size", f"be at most the {len(raw) - n_val} training rows",
+           batch_size)  # fmt: skip
+    if flow.cond_shape is None:
+        expect(condition is None, "condition", "be None for an unconditional flow", np.shape(condition))
+        return jnp.asarray(raw), None, n_val
+    wanted = (len(raw), *flow.cond_shape)
+    expect(condition is not None and np.shape(condition) == wanted, "condition", f"have shape {wanted}",
+           None if condition is None else np.shape(condition))  # fmt: skip
+    condition = np.asarray(condition)
+    expect(bool(np.isfinite(condition).all()), "condition", "be finite", "NaN or infinity")
+    return jnp.asarray(raw), jnp.asarray(condition), n_val
+
+
+def _optimizer(settings: _Settings) -> optax.GradientTransformation:
+    if settings.optimizer is not None:
+        return settings.optimizer
+    schedule = optax.cosine_onecycle_schedule(settings.steps, settings.learning_rate)
+    clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
+    return optax.chain(clip, optax.adam(schedule))
+
+
+def _start(key, params, settings, n):
+    """The first state. Parameters are copied, since the loop gives its buffers away."""
+    rows_key, key = jr.split(key)
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    none = jnp.full((), -1, jnp.int32)
+    best = jnp.full((), jnp.inf)
+    return _State(
+        copy(params), _optimizer(settings).init(params), copy(params), best, none + 1, none,
+        none + 1, jr.key_data(key), jr.permutation(rows_key, n),
+    )  # fmt: skip
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _chunk(data, state):
+    """Some steps, then one look at the validation rows."""
+    x, condition, n_val, static, settings, many = data
+    run = lambda static, state: _steps(x, condition, n_val, static, settings, state)
+    return eqx.filter_vmap(run)(static, state) if many else run(static, state)
+
+
+def _steps(x, condition, n_val, static, settings, state):
+    optimizer, loss = _optimizer(settings), settings.loss or maximum_likelihood
+    key = jr.wrap_key_data(state.key)
+    n_train = len(x) - n_val
+    take = lambda rows: (x[rows], None if condition is None else condition[rows])
+
+    def step(carry, i):
+        params, opt_state, failed = carry
+        batch_key, loss_key = jr.split(jr.fold_in(key, i))
+        rows = state.rows[jr.randint(batch_key, (settings.batch_size,), 0, n_train)]
+        batch = take(rows)
+        if settings.sharding is not None:
+            batch = jax.lax.with_sharding_constraint(batch, settings.sharding)
+        value, grads = jax.value_and_grad(lambda p: loss(eqx.combine(p, static), *batch, loss_key))(params)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+        go = finite & (failed < 0) & (i < settings.steps)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(go, a, b), new, old)
+        params = keep(optax.apply_updates(params, updates), params)
+        opt_state = keep(new_opt_state, opt_state)
+        failed = jnp.where((failed < 0) & ~finite & (i < settings.steps), i, failed)
+        return (params, opt_state, failed), value
+
+    steps = state.step + jnp.arange(settings.chunk, dtype=jnp.int32)
+    start = (state.params, state.opt_state, state.failed_step)
+    (params, opt_state, failed), losses = jax.lax.scan(step, start, steps)
+    held_out = take(state.rows[n_train:])
+    value = loss(eqx.combine(params, static), *held_out, jr.fold_in(key, 2**31 - 1))
+    better = value < state.best_loss
+    done = jnp.minimum(state.step + settings.chunk, settings.steps).astype(jnp.int32)
+    state = state._replace(
+        params=params,
+        opt_state=opt_state,
+        best_params=jax.tree.map(lambda a, b: jnp.where(better, a, b), params, state.best_params),
+        best_loss=jnp.where(better, value, state.best_loss).astype(state.best_loss.dtype),
+        best_step=jnp.where(better, done, state.best_step),
+        failed_step=failed,
+        step=done,
+    )
+    return state, losses, value
+
+
+def _watched() -> bool:
+    """Whether somebody sees the bar: a terminal, or a notebook's kernel."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _fingerprint(flow, x, condition, settings, val_fraction, key) -> str:
+    """What a checkpoint must agree on: start, data, settings, key."""
+    digest = hashlib.sha256()
+    arrays = [*jax.tree.leaves(eqx.filter(flow, eqx.is_array)), x, condition, jr.key_data(key)]
+    for array in arrays:
+        if array is not None:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.asarray(array).tobytes())
+    plain = settings._replace(optimizer=None, loss=None, sharding=None)
+    digest.update(repr((plain, val_fraction, settings.optimizer is None, settings.loss is None)).encode())
+    return digest.hexdigest()
+
+
+__all__ = ["FitResult", "NonFiniteLoss", "fit", "fit_many", "maximum_likelihood"]

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from paramax import NonTrainable
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gauss_flows import io
 from gauss_flows.base import expect, expect_whole

@@ -16,7 +16,11 @@ import nbformat
 from nbclient import NotebookClient
 
 BOOK = Path(__file__).parent
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+KERNEL = {
+    "display_name": "Python 3",
+    "language": "python",
+    "name": "python3",
+}
 KEPT_CELL_METADATA = ("tags", "mystnb")
 
 
@@ -45,13 +49,13 @@ def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.id = f"{digest}-{seen[digest]}" if seen[digest] else digest
         seen[digest] += 1
         cell.metadata = {
-            k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA
+            k: v
+            for k, v in cell.metadata.items()
+            if k in KEPT_CELL_METADATA
         }
         if cell.cell_type == "code":
             count += 1
-            cell.execution_count = (
-                count  # nbval takes a cell without it for one that never ran
-            )
+            cell.execution_count = count  # nbval takes a cell without it for one that never ran
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output["execution_count"] = count

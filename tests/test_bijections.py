@@ -167,12 +167,12 @@ def test_contract(case, dtype):
     back = jax.jit(jax.vmap(bijection.inverse, axes(c)))
     for scale in case.far:
         x, c = draw(case, scale)
-        if dtype == "float64":
-            assert gf.check_bijection(bijection, x, c).ok
-        # In single precision a flat stretch far out may leave x undetermined, but never z.
+        # Far out a random network sets extreme parameters, and a flat stretch between two modes can
+        # leave x undetermined in any precision (a slope of 1e-17 was seen), but never z.
         z, log_det = run(x, c)
         assert bool(jnp.isfinite(z).all() & jnp.isfinite(log_det).all())
-        np.testing.assert_allclose(run(back(z, c), c)[0], z, rtol=1e-5, atol=1e-4)
+        rtol, atol = (1e-12, 1e-11) if dtype == "float64" else (1e-5, 1e-4)
+        np.testing.assert_allclose(run(back(z, c), c)[0], z, rtol=rtol, atol=atol)
         if case.shape == ():
             assert bool((jnp.diff(run(jnp.sort(x), None)[0]) > 0).all())
 

@@ -207,7 +207,8 @@ def check_bijection(
         if good.all():
             value, bound = errors.max(), allowed.max()
         else:
-            excess = np.where(good, -1.0, np.nan_to_num(errors / allowed, nan=np.inf))
+            with np.errstate(invalid="ignore"):
+                excess = np.where(good, -1.0, np.nan_to_num(errors / allowed, nan=np.inf))
             point, place = np.unravel_index(np.argmax(excess), excess.shape)
             value, bound = errors[point, place], allowed[point, place]
             why = "" if clear[point, place] else ", too ill-conditioned to tell in this precision"
@@ -284,17 +285,24 @@ def _measure(bijection, xs, cs, m):
 def _allowed(found, n, m, base, atol):
     """Errors, their bounds and the figures' sizes, shape (points, coordinates), by name."""
     x, z, log_det = (np.abs(found[name]) for name in ("x", "z", "log-det"))
-    # Points without a Jacobian of their own get the largest entries seen at those that have one.
-    fill = lambda a: np.concatenate([a, np.repeat(a.max(axis=0, keepdims=True), n - m, axis=0)])
-    slope, inverse, bend = (fill(np.abs(found[k])) for k in ("jacobian", "inverse", "bend"))
-    times = lambda matrix, vector: np.einsum("nij,nj->ni", matrix, vector)
-    dz = base * (z + times(slope, 1 + x))
-    dx = base * (1 + x) + times(inverse, dz)
-    volume = np.einsum("nij,nji->n", inverse, slope)
-    dl = base * (1 + log_det + volume) + np.einsum("ni,ni->n", bend, dx)
+    own = [np.abs(found[name]) for name in ("jacobian", "inverse", "bend")]
+    # Points without a Jacobian of their own share the largest entries seen at those that have one.
+    shared = [a.max(axis=0, keepdims=True) for a in own]
+
+    def deltas(points, slope, inverse, bend):
+        times = lambda matrix, vector: (matrix @ vector[..., None])[..., 0]
+        dz = base * (z[points] + times(slope, 1 + x[points]))
+        dx = base * (1 + x[points]) + times(inverse, dz)
+        volume = np.einsum("nij,nji->n", inverse, slope)
+        dl = base * (1 + log_det[points] + volume) + (bend * dx).sum(axis=1)
+        return dx, base * (1 + z[points]) + times(slope, dx), dl
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        parts = deltas(slice(0, m), *own), deltas(slice(m, n), *shared)
+    dx, dz, dl = (np.concatenate(pair) for pair in zip(*parts, strict=True))
     bounds = {
         "round trip x -> z -> x": (dx, x),
-        "round trip z -> x -> z": (base * (1 + z) + times(slope, dx), z),
+        "round trip z -> x -> z": (dz, z),
         "log-det vs. autodiff": (dl[:m, None], log_det[:m, None]),
         "log-det, both ways": (dl[:, None], log_det[:, None]),
     }

@@ -292,3 +292,20 @@ def test_the_checks_can_fail():
     ):
         with pytest.raises(ValueError, match="must"):
             wrong()
+
+
+def test_a_large_event_forms_few_jacobians(monkeypatch):
+    """Past the limit the remaining points share one matrix of bounds, and still fail alone."""
+    import jax.numpy as jnp
+    import jax.random as jr
+
+    import gauss_flows as gf
+
+    monkeypatch.setattr(gf.checks, "_JACOBIAN_ENTRIES", 12)
+    x = jr.normal(jr.key(0), (50, 2))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert gf.check_bijection(faulty(), x).ok
+        assert "50 points, float32 (Jacobians at 3)" in out.getvalue()
+        wrong = lambda y: (y / 2 + jnp.where(jnp.all(y == 2 * x[40]), 1e-2, 0.0), -jnp.log(4.0))
+        with pytest.raises(gf.CheckError, match="at point 40"):
+            gf.check_bijection(faulty(inverse=wrong), x)

@@ -31,6 +31,34 @@ def soft_clip(raw: Array, bound: float) -> Array:
     return bound * jnp.tanh(raw / bound)
 
 
+def exp_affine(log_scale_bound: float = math.inf) -> Affine:
+    r"""flowjax's ``Affine`` with its scale as an exponential, :math:`T(x) = e^{s} x + t`.
+
+    Without a bound :math:`s = r` is a free parameter, as in Real NVP; with one, :math:`s = b\tanh(r / b)` stays
+    within :math:`\pm b`. (``Affine`` itself has a softplus: bounded slope in r, but no lower bound on s.)
+
+    Args:
+        log_scale_bound: b > 0; infinity for none.
+
+    Raises:
+        ValueError: If ``log_scale_bound`` is not positive.
+
+    Example:
+        >>> import gauss_flows as gf
+        >>> float(gf.bijectors.exp_affine(2.0).transform(3.0))
+        3.0
+    """
+    positive = isinstance(log_scale_bound, (int, float)) and log_scale_bound > 0
+    expect(positive, "log_scale_bound", "be positive", repr(log_scale_bound))
+    raw, bound = jnp.zeros(()), float(log_scale_bound)
+    scale = Parameterize(jnp.exp, raw) if math.isinf(bound) else Parameterize(_soft_exp, raw, bound=bound)
+    return eqx.tree_at(lambda a: a.scale, Affine(), scale)
+
+
+def _soft_exp(raw: Array, bound: float) -> Array:
+    return jnp.exp(soft_clip(raw, bound))
+
+
 def _concrete(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value, dtype=float)
@@ -289,4 +317,4 @@ class RQSpline(Bijection):
         return 2 * jnp.log(s / below) + jnp.log(top)
 
 
-__all__ = ["Affine", "MixtureGaussianCDF", "RQSpline", "soft_clip"]
+__all__ = ["Affine", "MixtureGaussianCDF", "RQSpline", "exp_affine", "soft_clip"]

@@ -19,7 +19,11 @@ ConditionerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 
 
 def mlp(
-    width: int = 64, depth: int = 2, *, activation: Callable[[Any], Any] = jax.nn.relu
+    width: int = 64,
+    depth: int = 2,
+    *,
+    activation: Callable[[Any], Any] = jax.nn.relu,
+    zero_last: bool = False,
 ) -> ConditionerFactory:
     """A factory of multilayer perceptrons: equinox's ``nn.MLP`` with its default initialisation.
 
@@ -27,6 +31,7 @@ def mlp(
         width: Units in each hidden layer.
         depth: Number of hidden layers, 0 for a linear map.
         activation: Applied after each hidden layer.
+        zero_last: Start the last layer at zero, so that the coupling starts as the bijector it was given.
 
     Returns:
         ``(in_size, out_size, *, key) -> eqx.nn.MLP``.
@@ -44,7 +49,11 @@ def mlp(
     expect_whole("nn_depth", depth, 0)
 
     def factory(in_size: int, out_size: int, *, key: PRNGKeyArray) -> eqx.nn.MLP:
-        return eqx.nn.MLP(in_size, out_size, width, depth, activation, key=key)
+        network = eqx.nn.MLP(in_size, out_size, width, depth, activation, key=key)
+        if not zero_last:
+            return network
+        last = lambda m: (m.layers[-1].weight, m.layers[-1].bias)
+        return eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
 
     return factory
 

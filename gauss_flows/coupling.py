@@ -15,7 +15,7 @@ from paramax import NonTrainable, unwrap
 
 from gauss_flows import conditioners, masks
 from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
-from gauss_flows.bijectors import Affine, MixtureGaussianCDF, RQSpline
+from gauss_flows.bijectors import Affine, MixtureGaussianCDF, RQSpline, exp_affine
 
 
 class Coupling(Bijection):
@@ -165,11 +165,13 @@ class AffineCoupling(Coupling):
     r"""A coupling with an affine bijector, :math:`z_B = s(x_A) \odot x_B + t(x_A)` (Real NVP).
 
     The scale is :math:`s = \mathrm{softplus}(r_0 + r)`, where :math:`(t, r)` is the conditioner's
-    output and softplus(:math:`r_0`) = 1: positive always, 1 for zero output.
+    output and softplus(:math:`r_0`) = 1: positive always, 1 for zero output. With a bound b it is
+    :math:`s = \exp(b \tanh(r / b))`.
 
     Args:
         key: Random key for the conditioner.
         shape: The event's shape.
+        log_scale_bound: Keeps :math:`|\log s|` below it. Default: a softplus instead.
         mask: As for :class:`Coupling`.
         conditioner: As for :class:`Coupling`.
         cond_dim: As for :class:`Coupling`.
@@ -177,7 +179,7 @@ class AffineCoupling(Coupling):
         nn_depth: As for :class:`Coupling`.
 
     Raises:
-        ValueError: As :class:`Coupling`.
+        ValueError: As :class:`Coupling`, or if ``log_scale_bound`` is not positive.
 
     Source:
         Dinh et al., "Density estimation using Real NVP" (ICLR 2017), equations 4–8.
@@ -190,8 +192,16 @@ class AffineCoupling(Coupling):
         True
     """
 
-    def __init__(self, key: PRNGKeyArray, shape: tuple[int, ...], **options: Any):
-        super().__init__(key, shape=shape, bijector=Affine(), **options)
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...],
+        *,
+        log_scale_bound: float | None = None,
+        **options: Any,
+    ):
+        bijector = Affine() if log_scale_bound is None else exp_affine(log_scale_bound)
+        super().__init__(key, shape=shape, bijector=bijector, **options)
 
 
 class MixtureGaussianCDFCoupling(Coupling):

@@ -6,6 +6,7 @@ import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert, Scan
 from flowjax.distributions import Normal, Transformed
 from jaxtyping import PRNGKeyArray
+from paramax import non_trainable
 
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.base import expect, expect_whole
@@ -90,7 +91,7 @@ def coupling_flow(
         return Chain(parts)
 
     bijection = Scan(eqx.filter_vmap(layer)(jr.split(key, layers)))
-    return Transformed(Normal(jnp.zeros(dim)), Invert(bijection))
+    return Transformed(non_trainable(Normal(jnp.zeros(dim))), Invert(bijection))
 
 
 __all__ = ["coupling_flow"]

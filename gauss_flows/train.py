@@ -35,7 +35,7 @@ class FitResult:
     """What training gave. After :func:`fit_many` every array has a leading axis, one entry a key.
 
     Attributes:
-        flow: The flow with the parameters of the lowest validation loss.
+        flow: The flow with the (averaged) parameters of the lowest validation loss.
         train_loss: The loss of each step's batch, shape (steps,).
         val_loss: The validation loss after each chunk of steps, shape (chunks,).
         val_steps: The steps after which it was measured, shape (chunks,).
@@ -59,8 +59,8 @@ class _Settings(NamedTuple):
     steps: int
     chunk: int
     batch_size: int
-    learning_rate: float
     clip_norm: float | None
+    average: float
     optimizer: optax.GradientTransformation | None
     loss: Callable | None
     sharding: NamedSharding | None
@@ -71,6 +71,7 @@ class _State(NamedTuple):
 
     params: Any
     opt_state: Any
+    average: Any
     best_params: Any
     best_loss: Array
     best_step: Array
@@ -96,6 +97,7 @@ def fit(
     learning_rate: float = 3e-3,
     optimizer: optax.GradientTransformation | None = None,
     clip_norm: float | None = 1.0,
+    average: float = 1 / 6,
     val_fraction: float = 0.1,
     patience: int | None = None,
     loss: Callable | None = None,
@@ -107,7 +109,7 @@ def fit(
 
     The steps run inside ``lax.scan``, in chunks, with one wait for the device a chunk; after each the
     validation loss is measured. Batches are drawn with replacement. By default: Adam on a one-cycle
-    schedule, gradients clipped by their global norm.
+    schedule, gradients clipped by their global norm, parameters averaged over the last sixth of the steps.
 
     Args:
         key: Random key for the split, the batches and the loss.
@@ -116,9 +118,11 @@ def fit(
         condition: Shape (n, \*flow.cond_shape), for conditional flows.
         steps: Number of optimiser steps.
         batch_size: Rows a step; at most the number of training rows.
-        learning_rate: Peak of the one-cycle schedule.
+        learning_rate: Peak of the one-cycle schedule. It is not compiled in: another costs no compilation.
         optimizer: An optax transformation in place of clipping, Adam and the schedule.
         clip_norm: Largest global norm of the gradient; None for no clipping.
+        average: The parameters that are judged and kept are an exponential moving average, over about
+            this part of all steps; 0 for those of the last step.
         val_fraction: Part of the rows held out, in (0, 1); at least one row.
         patience: Stop when the validation loss has not improved for this many steps.
         loss: ``(flow, x, condition, key) -> scalar`` in place of the negative mean log-likelihood.
@@ -144,7 +148,7 @@ def fit(
     """
     result = _run(
         key, flow, x, condition, None, steps, batch_size, learning_rate, optimizer, clip_norm,
-        val_fraction, patience, loss, progress, checkpoint, sharding,
+        average, val_fraction, patience, loss, progress, checkpoint, sharding,
     )  # fmt: skip
     if result.failed_step >= 0:
         error = NonFiniteLoss(
@@ -164,9 +168,10 @@ def fit_many(
     condition: ArrayLike | None = None,
     steps: int = 1000,
     batch_size: int = 256,
-    learning_rate: float = 3e-3,
+    learning_rate: ArrayLike = 3e-3,
     optimizer: optax.GradientTransformation | None = None,
     clip_norm: float | None = 1.0,
+    average: float = 1 / 6,
     val_fraction: float = 0.1,
     loss: Callable | None = None,
     progress: bool = True,
@@ -180,9 +185,10 @@ def fit_many(
         condition: As for :func:`fit`.
         steps: As for :func:`fit`.
         batch_size: As for :func:`fit`.
-        learning_rate: As for :func:`fit`.
+        learning_rate: One peak for all, or one a key, shape (m,).
         optimizer: As for :func:`fit`.
         clip_norm: As for :func:`fit`.
+        average: As for :func:`fit`.
         val_fraction: As for :func:`fit`.
         loss: As for :func:`fit`.
         progress: As for :func:`fit`.
@@ -198,18 +204,22 @@ def fit_many(
     flows = eqx.filter_vmap(make)(both[:, 0])
     return _run(
         both[:, 1], flows, x, condition, len(keys), steps, batch_size, learning_rate, optimizer, clip_norm,
-        val_fraction, None, loss, progress, None, None,
+        average, val_fraction, None, loss, progress, None, None,
     )  # fmt: skip
 
 
 def _run(
     key, flow, x, condition, many, steps, batch_size, learning_rate, optimizer, clip_norm,
-    val_fraction, patience, loss, progress, checkpoint, sharding,
+    average, val_fraction, patience, loss, progress, checkpoint, sharding,
 ):  # fmt: skip
     x, condition, n_val = _check_data(flow, x, condition, batch_size, val_fraction)
     steps = expect_whole("steps", steps, 1)
-    expect(learning_rate > 0, "learning_rate", "be positive", learning_rate)
+    rate = np.asarray(learning_rate, float)
+    expect(bool(np.isfinite(rate).all() and (rate > 0).all()), "learning_rate", "be positive", learning_rate)
+    fits = rate.shape == () or (bool(many) and rate.shape == (many,))
+    expect(fits, "learning_rate", f"have shape ({many},), one a key" if many else "be one number", rate.shape)
     expect(clip_norm is None or clip_norm > 0, "clip_norm", "be positive or None", clip_norm)
+    expect(0 <= average < 1, "average", "lie in [0, 1)", average)
     expect(patience is None or patience >= 1, "patience", "be at least 1 or None", patience)
     chunk = math.ceil(steps / max(min(steps, 10), math.ceil(steps / 100)))
     named = None
@@ -219,22 +229,22 @@ def _run(
         expect(batch_size % parts == 0, "batch_size", f"divide by the mesh's {parts} devices", batch_size)
         sharding = Mesh(sharding.devices, sharding.axis_names)  # with the axes left to the compiler
         named = NamedSharding(sharding, PartitionSpec(sharding.axis_names[0]))
-    settings = _Settings(steps, chunk, batch_size, float(learning_rate), clip_norm, optimizer, loss, named)
+    settings = _Settings(steps, chunk, batch_size, clip_norm, float(average), optimizer, loss, named)
 
     params, static = eqx.partition(
         flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
     )
-    start = lambda key, params: _start(key, params, settings, len(x))
-    state = eqx.filter_jit(eqx.filter_vmap(start) if many else start)(key, params)
-    data = (x, condition, n_val, static, settings, many)
+    state = _start(key, params, settings, len(x), many)
+    rates = jnp.asarray(np.broadcast_to(rate, (many,) if many else ()), float)
+    data = (x, condition, rates, n_val, static, settings, many)
     if named is not None:
         everywhere = NamedSharding(sharding, PartitionSpec())
         put = lambda tree: jax.device_put(tree, everywhere)
-        state, data = put(state), (put(x), put(condition), *data[2:])
+        state, data = put(state), (*map(put, data[:3]), *data[3:])
 
     losses, val_losses = [], []
     if checkpoint is not None:
-        mark = _fingerprint(flow, x, condition, settings, val_fraction, key)
+        mark = _fingerprint(flow, x, condition, rates, settings, val_fraction, key)
         if Path(checkpoint).exists():
             state, notes = io.read(checkpoint, state)
             expect(notes.get("run") == mark, "checkpoint", "be of this run, its data and settings included",
@@ -306,42 +316,50 @@ def _check_data(flow, x, condition, batch_size, val_fraction):
     return jnp.asarray(raw), jnp.asarray(condition), n_val
 
 
-def _optimizer(settings: _Settings) -> optax.GradientTransformation:
+def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
     if settings.optimizer is not None:
         return settings.optimizer
-    schedule = optax.cosine_onecycle_schedule(settings.steps, settings.learning_rate)
+    schedule = optax.cosine_onecycle_schedule(settings.steps, rate)
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, optax.adam(schedule))
 
 
-def _start(key, params, settings, n):
-    """The first state. Parameters are copied, since the loop gives its buffers away."""
-    rows_key, key = jr.split(key)
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)
-    none = jnp.full((), -1, jnp.int32)
-    best = jnp.full((), jnp.inf)
-    return _State(
-        copy(params), _optimizer(settings).init(params), copy(params), best, none + 1, none,
-        none + 1, jr.key_data(key), jr.permutation(rows_key, n),
-    )  # fmt: skip
+@eqx.filter_jit
+def _start(key, params, settings, n, many):
+    """The first state, with the types of the next ones (a weak one would compile the loop twice).
+
+    Parameters are copied, since the loop gives its buffers away.
+    """
+
+    def start(key, params):
+        rows_key, key = jr.split(key)
+        copy = lambda tree: jax.tree.map(lambda a: jnp.array(a, a.dtype), tree)
+        none = jnp.full((), -1, jnp.int32)
+        state = _State(
+            params, _optimizer(settings, 1.0).init(params), params, params, jnp.full((), jnp.inf), none + 1,
+            none, none + 1, jr.key_data(key), jr.permutation(rows_key, n),
+        )  # fmt: skip
+        return copy(state)
+
+    return (eqx.filter_vmap(start) if many else start)(key, params)
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _chunk(data, state):
     """Some steps, then one look at the validation rows."""
-    x, condition, n_val, static, settings, many = data
-    run = lambda static, state: _steps(x, condition, n_val, static, settings, state)
-    return eqx.filter_vmap(run)(static, state) if many else run(static, state)
+    x, condition, rates, n_val, static, settings, many = data
+    run = lambda rate, static, state: _steps(x, condition, rate, n_val, static, settings, state)
+    return (eqx.filter_vmap(run) if many else run)(rates, static, state)
 
 
-def _steps(x, condition, n_val, static, settings, state):
-    optimizer, loss = _optimizer(settings), settings.loss or maximum_likelihood
+def _steps(x, condition, rate, n_val, static, settings, state):
+    optimizer, loss = _optimizer(settings, rate), settings.loss or maximum_likelihood
     key = jr.wrap_key_data(state.key)
     n_train = len(x) - n_val
     take = lambda rows: (x[rows], None if condition is None else condition[rows])
 
     def step(carry, i):
-        params, opt_state, failed = carry
+        params, opt_state, average, failed = carry
         batch_key, loss_key = jr.split(jr.fold_in(key, i))
         rows = state.rows[jr.randint(batch_key, (settings.batch_size,), 0, n_train)]
         batch = take(rows)
@@ -354,20 +372,24 @@ def _steps(x, condition, n_val, static, settings, state):
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(go, a, b), new, old)
         params = keep(optax.apply_updates(params, updates), params)
         opt_state = keep(new_opt_state, opt_state)
+        part = jnp.where(go, jnp.maximum(1 - decay, 9 / (10 + i)), 0)  # a shorter memory at the start
+        average = jax.tree.map(lambda a, p: a + part.astype(a.dtype) * (p - a), average, params)
         failed = jnp.where((failed < 0) & ~finite & (i < settings.steps), i, failed)
-        return (params, opt_state, failed), value
+        return (params, opt_state, average, failed), value
 
     steps = state.step + jnp.arange(settings.chunk, dtype=jnp.int32)
-    start = (state.params, state.opt_state, state.failed_step)
-    (params, opt_state, failed), losses = jax.lax.scan(step, start, steps)
+    decay = 1 - 1 / max(1.0, settings.average * settings.steps)
+    start = (state.params, state.opt_state, state.average, state.failed_step)
+    (params, opt_state, average, failed), losses = jax.lax.scan(step, start, steps)
     held_out = take(state.rows[n_train:])
-    value = loss(eqx.combine(params, static), *held_out, jr.fold_in(key, 2**31 - 1))
+    value = loss(eqx.combine(average, static), *held_out, jr.fold_in(key, 2**31 - 1))
     better = value < state.best_loss
     done = jnp.minimum(state.step + settings.chunk, settings.steps).astype(jnp.int32)
     state = state._replace(
         params=params,
         opt_state=opt_state,
-        best_params=jax.tree.map(lambda a, b: jnp.where(better, a, b), params, state.best_params),
+        average=average,
+        best_params=jax.tree.map(lambda a, b: jnp.where(better, a, b), average, state.best_params),
         best_loss=jnp.where(better, value, state.best_loss).astype(state.best_loss.dtype),
         best_step=jnp.where(better, done, state.best_step),
         failed_step=failed,
@@ -381,10 +403,10 @@ def _watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _fingerprint(flow, x, condition, settings, val_fraction, key) -> str:
+def _fingerprint(flow, x, condition, rates, settings, val_fraction, key) -> str:
     """What a checkpoint must agree on: start, data, settings, key."""
     digest = hashlib.sha256()
-    arrays = [*jax.tree.leaves(eqx.filter(flow, eqx.is_array)), x, condition, jr.key_data(key)]
+    arrays = [*jax.tree.leaves(eqx.filter(flow, eqx.is_array)), x, condition, rates, jr.key_data(key)]
     for array in arrays:
         if array is not None:
             digest.update(f"{array.dtype}{array.shape}".encode())

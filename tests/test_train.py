@@ -70,16 +70,45 @@ def test_the_validation_rows_are_held_out():
 
 
 def test_fit_many_equals_fit_key_by_key():
-    keys = jr.split(jr.key(3), 3)
-    options = {"steps": 30, "batch_size": 64, "progress": False}
-    many = gf.fit_many(keys, small, data(), **options)
+    """Also where each key has a rate of its own; and a rate costs no compilation."""
+    keys, rates, traces = jr.split(jr.key(3), 3), [1e-3, 3e-3, 1e-2], 0
+
+    def loss(flow, x, condition, key):
+        nonlocal traces
+        traces += 1
+        return train.maximum_likelihood(flow, x, condition, key)
+
+    options = {"steps": 30, "batch_size": 64, "progress": False, "loss": loss}
+    many = gf.fit_many(keys, small, data(), learning_rate=rates, **options)
+    assert traces == 2  # once for the steps, once for the validation rows
     assert many.train_loss.shape == (3, 30)
     for i, key in enumerate(keys):
         make, run = jr.split(key)
-        one = gf.fit(run, small(make), data(), **options)
+        one = gf.fit(run, small(make), data(), learning_rate=rates[i], **options)
         np.testing.assert_allclose(many.train_loss[i], one.train_loss, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(many.val_loss[i], one.val_loss, rtol=1e-4, atol=1e-5)
         assert many.best_step[i] == one.best_step
+    assert traces == 4
+
+
+def test_the_parameters_kept_are_averaged():
+    """With plain steps of size 1 on a loss whose gradient is 1, the average is known in closed form."""
+
+    class Point(eqx.Module):
+        at: jax.Array
+        shape: tuple[int, ...] = eqx.field(static=True, default=(1,))
+        cond_shape: None = eqx.field(static=True, default=None)
+
+    options = {
+        "steps": 40, "batch_size": 2, "progress": False, "optimizer": optax.sgd(1.0),
+        "loss": lambda point, x, condition, key: point.at.sum(),
+    }  # fmt: skip
+    run = lambda **more: gf.fit(jr.key(0), Point(jnp.zeros(1)), np.ones((8, 1)), **options, **more)
+    average = 0.0
+    for i in range(40):
+        average += max(1 / 10, 9 / (10 + i)) * (-(i + 1) - average)
+    np.testing.assert_allclose(run(average=0.25).flow.at, average, rtol=1e-5)
+    np.testing.assert_allclose(run(average=0).flow.at, -40)
 
 
 def test_steps_that_do_not_divide_into_chunks():
@@ -216,6 +245,9 @@ def test_eight_devices_give_the_result_of_one():
         ({"batch_size": 0}, "`batch_size` must be a whole number ≥ 1"),
         ({"steps": 0}, "`steps` must be a whole number ≥ 1; got 0"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
+        ({"learning_rate": [1e-3, 1e-2]}, r"`learning_rate` must be one number; got \(2,\)"),
+        ({"learning_rate": np.nan}, "`learning_rate` must be positive; got nan"),
+        ({"average": 1.0}, r"`average` must lie in \[0, 1\)"),
         ({"clip_norm": -1.0}, "`clip_norm` must be positive"),
         ({"val_fraction": 1.0}, "`val_fraction` must lie between 0 and 1"),
         ({"patience": 0}, "`patience` must be at least 1"),

@@ -1,0 +1,154 @@
+"""The sweeps behind the chapter "Depth and stability": too long for a notebook.
+
+    python book/sweeps/depth_stability.py            both, about twenty minutes on two cores
+    python book/sweeps/depth_stability.py depth      (or: stability)
+
+Each writes a CSV beside this file, which names the versions, the machine and the date. The chapter
+draws the files and runs one cell of each again.
+"""
+
+import csv
+import datetime
+import platform
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import flowjax
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import gauss_flows as gf
+
+HERE = Path(__file__).parent
+TARGET = gf.targets.spiral().standardized()
+POINTS, STEPS, BATCH = 3000, 1200, 512
+LAYERS = (1, 2, 4, 8, 16)
+SEEDS = 5
+
+DEPTHS = (2, 4, 8, 16, 32)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+GUARDS = {  # bound of the log-scale, largest gradient norm, ActNorm, set from data
+    "no guard": (np.inf, None, False, False),
+    "clipping": (np.inf, 1.0, False, False),
+    "bounded scales": (2.0, None, False, False),
+    "ActNorm, set from data": (np.inf, None, True, True),
+    "ActNorm, not set": (np.inf, None, True, False),
+    "all guards": (2.0, 1.0, True, True),
+}
+
+
+def training_points():
+    return TARGET.sample(jr.key(100), (POINTS,))
+
+
+def fresh_points():
+    return TARGET.sample(jr.key(101), (20_000,))
+
+
+def mean_log_prob(flows, x):
+    """Of each of a stack of flows, shape (m,)."""
+    of_one = lambda flow: flow.log_prob(x).mean()
+    return np.asarray(eqx.filter_jit(eqx.filter_vmap(of_one))(flows), float)
+
+
+def train_depth(layers, keys):
+    """Spline flows by the package's defaults, one a key: (flows, nats below the data's entropy)."""
+    make = lambda key: gf.coupling_flow(key, 2, layers=layers)
+    x = training_points()
+    flows = gf.fit_many(keys, make, x, steps=STEPS, batch_size=BATCH, progress=False).flow
+    gaps = {}
+    for name, points in (("train", x), ("test", fresh_points())):
+        truth = float(TARGET.log_prob(points).mean())
+        gaps[name] = truth - mean_log_prob(flows, points)
+    return flows, gaps
+
+
+def round_trips(flows, scale):
+    """Largest |x - back(z)| over points ``scale`` standard deviations out, relative to |x|; shape (m,)."""
+    kind = jnp.result_type(float)
+    cast = lambda a: a.astype(kind) if eqx.is_inexact_array(a) else a
+    flows = jax.tree.map(cast, flows)
+    points = fresh_points()[:1000] if scale == 1 else scale * jr.normal(jr.key(102), (1000, 2))
+    points = points.astype(kind)
+
+    def of_one(flow):
+        bijection = flow.bijection
+        back = jax.vmap(lambda x: bijection.transform(bijection.inverse(x)))(points)
+        return (jnp.abs(back - points).max(axis=1) / jnp.abs(points).max(axis=1)).max()
+
+    return np.asarray(eqx.filter_jit(eqx.filter_vmap(of_one))(flows), float)
+
+
+def train_stack(guard, depth, rates, keys):
+    """Affine stacks in data units under a guard, one a key and rate: the final loss, nan if not finite."""
+    bound, clip, actnorm, from_data = GUARDS[guard]
+    x = training_points()
+
+    def make(key):
+        flow = gf.coupling_flow(
+            key, 2, layers=depth, bijector=gf.bijectors.exp_affine(bound),
+            conditioner=gf.conditioners.mlp(24, 2), actnorm=actnorm,
+        )  # fmt: skip
+        return gf.data_init(flow, x) if from_data else flow
+
+    result = gf.fit_many(
+        keys, make, x, steps=300, batch_size=256, learning_rate=rates, clip_norm=clip, progress=False
+    )
+    loss = result.train_loss[:, -30:].mean(axis=1)
+    return np.where(result.failed_step >= 0, np.nan, loss)
+
+
+def write(name, fields, rows):
+    here = (
+        f"gauss_flows {gf.__version__}, jax {jax.__version__}, flowjax {flowjax.__version__}, Python"
+        f" {platform.python_version()}, {platform.system()} {platform.machine()}, {datetime.date.today()}"
+    )
+    with (HERE / name).open("w", newline="") as file:
+        file.write(f"# {here}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(fields)
+        writer.writerows(rows)
+
+
+def sweep_depth():
+    rows = []
+    for layers in LAYERS:
+        start = time.time()
+        flows, gaps = train_depth(layers, jr.split(jr.key(0), SEEDS))
+        errors = {}
+        for x64 in (False, True):
+            with jax.enable_x64(x64):
+                for scale in (1, 10, 30):
+                    errors[x64, scale] = round_trips(flows, scale)
+        columns = [gaps["train"], gaps["test"], *errors.values()]
+        for seed, values in enumerate(zip(*columns, strict=True)):
+            rows.append([layers, seed, *(f"{v:.4g}" for v in values)])
+        print(layers, np.median(gaps["train"]), np.median(gaps["test"]), f"{time.time() - start:.0f} s", flush=True)
+    names = [f"float{64 if x64 else 32}_{scale}" for x64, scale in errors]
+    write("depth.csv", ["layers", "seed", "train", "test", *names], rows)
+
+
+def sweep_stability():
+    rows, seeds = [], 5
+    keys = jr.split(jr.key(1), seeds)
+    for guard in GUARDS:
+        for depth in DEPTHS:
+            many = jnp.concatenate([keys] * len(RATES))
+            losses = train_stack(guard, depth, np.repeat(RATES, seeds), many)
+            for i, rate in enumerate(RATES):
+                part = losses[i * seeds : (i + 1) * seeds]
+                rows += [[guard, depth, rate, seed, f"{v:.4g}"] for seed, v in enumerate(part)]
+            print(guard, depth, np.round(np.median(losses.reshape(-1, seeds), axis=1), 2), flush=True)
+    write("stability.csv", ["guard", "depth", "rate", "seed", "loss"], rows)
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["depth", "stability"]
+    if "depth" in wanted:
+        sweep_depth()
+    if "stability" in wanted:
+        sweep_stability()

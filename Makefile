@@ -1,4 +1,4 @@
-# make book · make test · make notebooks · make lint · make serve · make bench · make lock
+# make book · make test · make notebooks · make lint · make serve · make bench · make travel · make lock
 #
 # Each target makes .venv from requirements.lock if it is missing or older than the lock.
 
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help book site test notebooks lint format bench serve lock clean
+.PHONY: help book site test notebooks lint format bench travel serve lock clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -19,6 +19,7 @@ help:
 	@echo "make notebooks  execute the chapters in place (NOTEBOOKS=book/x.ipynb for one)"
 	@echo "make lint       ruff, over the notebooks too, and mypy"
 	@echo "make bench      print speeds as ratios against rivals, from one run"
+	@echo "make travel     every notebook again, as three older processors would run it"
 	@echo "make serve      build the site and serve it on this machine, port 8000"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml (needs uv)"
 
@@ -58,6 +59,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+travel: $(INSTALLED)
+	@for isa in SSE4_2 AVX AVX2; do echo "== The notebooks, with instructions up to $$isa"; \
+		XLA_FLAGS=--xla_cpu_max_isa=$$isa $(PY) -m pytest -n 2 --dist loadfile book; done
 
 serve: site
 	@echo "== Serving the book at http://localhost:8000 (Ctrl-C to stop)"

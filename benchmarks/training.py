@@ -45,7 +45,7 @@ def spline_flow(layers):
 
 def adam(steps):
     """What `gf.fit` does by default."""
-    schedule = optax.cosine_onecycle_schedule(max(steps, 2), 3e-3)
+    schedule = optax.cosine_onecycle_schedule(max(steps, 2), 1e-2, final_div_factor=0.08)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 

@@ -13,19 +13,22 @@ from gauss_flows.actnorm import ActNorm1D, data_init
 from gauss_flows.base import Bijection
 
 # The coupling pattern
-from gauss_flows.bijectors import Affine, MixtureGaussianCDF, RQSpline
+from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline
 
 # The printed proof
 from gauss_flows.checks import CheckError, Report, check, check_bijection
 from gauss_flows.coupling import (
+    AdditiveCoupling,
     AffineCoupling,
     Coupling,
+    DeepSigmoidCoupling,
     MixtureGaussianCDFCoupling,
     RQSplineCoupling,
 )
 from gauss_flows.flows import coupling_flow
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.masks import reachability
 from gauss_flows.targets import kl_divergence
 from gauss_flows.train import FitResult, NonFiniteLoss, fit, fit_many
 
@@ -33,11 +36,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActNorm1D",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "Bijection",
     "CheckError",
     "Coupling",
+    "DeepSigmoid",
+    "DeepSigmoidCoupling",
     "FitResult",
     "HouseholderRotation",
     "LULinear",
@@ -62,6 +68,7 @@ __all__ = [
     "load",
     "masks",
     "numerics",
+    "reachability",
     "save",
     "targets",
 ]

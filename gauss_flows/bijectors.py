@@ -32,10 +32,10 @@ def soft_clip(raw: Array, bound: float) -> Array:
 
 
 def exp_affine(log_scale_bound: float = math.inf) -> Affine:
-    r"""flowjax's ``Affine`` with its scale as an exponential, :math:`T(x) = e^{s} x + t`.
+    r"""An affine bijector whose scale is an exponential, :math:`T(x) = e^{s} x + t`.
 
-    Without a bound :math:`s = r` is a free parameter, as in Real NVP; with one, :math:`s = b\tanh(r / b)` stays
-    within :math:`\pm b`. (``Affine`` itself has a softplus: bounded slope in r, but no lower bound on s.)
+    Without a bound :math:`s = r` is a free parameter, as in Real NVP; with one, :math:`s = b\tanh(r / b)`
+    stays within :math:`\pm b`. (``Affine`` has a softplus in place of the exponential.)
 
     Args:
         log_scale_bound: b > 0; infinity for none.
@@ -121,26 +121,10 @@ class MixtureGaussianCDF(Bijection):
         scales: ArrayLike | None = None,
         log_scale_bound: float = 5.0,
     ):
-        k = expect_whole("n_components", n_components, 1)
-        bounded = isinstance(log_scale_bound, (int, float)) and 0 < log_scale_bound < math.inf
-        expect(bounded, "log_scale_bound", "be positive and finite", repr(log_scale_bound))
-        if means is None:
-            means = 0.8 * scipy.special.ndtri((np.arange(k) + 0.5) / k)
-        if scales is None:
-            scales = np.full(k, np.sqrt(max(1 - np.var(_concrete("means", means)), 0.1)))
-        if weights is None:
-            weights = np.ones(k)
-        weights, means, scales = map(_concrete, ("weights", "means", "scales"), (weights, means, scales))
-        for name, value in (("weights", weights), ("means", means), ("scales", scales)):
-            expect(value.shape == (k,), name, f"have shape ({k},), n_components", value.shape)
-            expect(bool(np.isfinite(value).all()), name, "be finite", value)
-            expect(name == "means" or bool((value > 0).all()), name, "be positive", value)
-        fits = bool((np.abs(np.log(scales)) < log_scale_bound).all())
-        expect(fits, "scales", f"lie within exp(±log_scale_bound), ±{log_scale_bound}", scales)
-        self.logits = jnp.asarray(np.log(weights / weights.sum()), dtype=float)
-        self.means = jnp.asarray(means, dtype=float)
-        raw = log_scale_bound * np.arctanh(np.log(scales) / log_scale_bound)
-        self.log_scales = Parameterize(soft_clip, jnp.asarray(raw, dtype=float), bound=float(log_scale_bound))
+        spread = lambda k: 0.8 * scipy.special.ndtri((np.arange(k) + 0.5) / k)
+        self.logits, self.means, self.log_scales = _components(
+            n_components, weights, means, scales, log_scale_bound, spread, unit=1.0
+        )
 
     def transform_and_log_det(self, x, condition=None):
         tails = normal_tails((x - self.means) * jnp.exp(-self.log_scales))
@@ -208,6 +192,120 @@ class MixtureGaussianCDF(Bijection):
         return mirror * x, steps
 
 
+class DeepSigmoid(Bijection):
+    r"""The CDF of a mixture of logistic distributions, then the logit, which maps back to the line.
+
+    .. math:: T(x) = \mathrm{logit} \sum_{k=1}^K \pi_k\, \sigma(t_k), \qquad t_k = (x - \mu_k)/s_k, \qquad
+              T'(x) = \sum_k \frac1{s_k} \big( p_k\, \sigma(-t_k) + q_k\, \sigma(t_k) \big),
+
+    where :math:`p_k` and :math:`q_k` are the components' shares of the lower and the upper tail. No two
+    terms cancel, so both are right far out. In its tails T is a straight line of slope 1/s, s the
+    largest scale. The inverse is solved as that of :class:`MixtureGaussianCDF`, inside the bracket
+    :math:`[\min_k (\mu_k + s_k y), \max_k (\mu_k + s_k y)]`. One component of scale 1 is the identity.
+
+    Args:
+        n_components: K, at least 1.
+        weights: Shape (K,), positive; scaled to sum to 1. Default: equal.
+        means: Shape (K,). Default: spread over the logistic quantiles.
+        scales: Shape (K,), positive. Default: equal, such that T starts near the identity.
+        log_scale_bound: b > 0 keeps :math:`|\log s_k| < b`, as :math:`b\tanh(r_k / b)`.
+
+    Raises:
+        ValueError: As :class:`MixtureGaussianCDF`.
+
+    Source:
+        Huang et al., "Neural autoregressive flows" (ICML 2018), section 3.1.
+
+    Example:
+        >>> import gauss_flows as gf
+        >>> standard = gf.DeepSigmoid(n_components=1)
+        >>> print(f"{standard.transform(30.0):.4f}")
+        30.0000
+    """
+
+    shape: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]
+    cond_shape: ClassVar[None] = None  # type: ignore[misc]
+    logits: Float[Array, " K"]
+    means: Float[Array, " K"]
+    log_scales: Any  # Float[Array, " K"], wrapped: bounded whenever a method runs
+
+    def __init__(
+        self,
+        n_components: int = 8,
+        *,
+        weights: ArrayLike | None = None,
+        means: ArrayLike | None = None,
+        scales: ArrayLike | None = None,
+        log_scale_bound: float = 5.0,
+    ):
+        spread = lambda k: 0.6 * scipy.special.logit((np.arange(k) + 0.5) / k)
+        self.logits, self.means, self.log_scales = _components(
+            n_components, weights, means, scales, log_scale_bound, spread, unit=math.pi**2 / 3
+        )
+
+    def transform_and_log_det(self, x, condition=None):
+        y, slope = self._value_and_slope(x)
+        return y, jnp.log(slope)
+
+    def inverse_and_log_det(self, y, condition=None):
+        x = implicit_root(self.transform, y, lambda: self._solve(y)[0])
+        return x, -jnp.log(self._value_and_slope(x)[1])
+
+    def _value_and_slope(self, x):
+        rates = jnp.exp(-self.log_scales)
+        t = (x - self.means) * rates
+        lower = self.logits + jax.nn.log_sigmoid(t)
+        upper = self.logits + jax.nn.log_sigmoid(-t)
+        shares = jax.nn.softmax(lower) * jax.nn.sigmoid(-t) + jax.nn.softmax(upper) * jax.nn.sigmoid(t)
+        return logsumexp(lower) - logsumexp(upper), jnp.sum(rates * shares)
+
+    def _solve(self, y):
+        """The inverse and its number of steps, for use without derivatives."""
+        scales = jnp.exp(self.log_scales)
+        ends = self.means + scales * y
+        lower, upper = ends.min(), ends.max()
+
+        def residual_and_slope(x):
+            value, slope = self._value_and_slope(x)
+            return value - y, slope
+
+        return solve_monotone(
+            residual_and_slope,
+            lower,
+            upper,
+            jnp.clip(jnp.sum(jax.nn.softmax(self.logits) * ends), lower, upper),
+            scale=scales.min(),
+            tolerance=4 * jnp.finfo(y.dtype).eps * (1 + jnp.abs(y)),
+        )
+
+
+def _components(n_components, weights, means, scales, log_scale_bound, spread, unit):
+    """Logits, means and bounded log-scales of a mixture, from arguments that are checked here.
+
+    By default the components are spread, and have what variance the ``unit`` leaves them.
+    """
+    k = expect_whole("n_components", n_components, 1)
+    bounded = isinstance(log_scale_bound, (int, float)) and 0 < log_scale_bound < math.inf
+    expect(bounded, "log_scale_bound", "be positive and finite", repr(log_scale_bound))
+    if means is None:
+        means = spread(k)
+    if scales is None:
+        scales = np.full(k, np.sqrt(max(1 - np.var(_concrete("means", means)) / unit, 0.1)))
+    if weights is None:
+        weights = np.ones(k)
+    weights, means, scales = map(_concrete, ("weights", "means", "scales"), (weights, means, scales))
+    for name, value in (("weights", weights), ("means", means), ("scales", scales)):
+        expect(value.shape == (k,), name, f"have shape ({k},), n_components", value.shape)
+        expect(bool(np.isfinite(value).all()), name, "be finite", value)
+        expect(name == "means" or bool((value > 0).all()), name, "be positive", value)
+    fits = bool((np.abs(np.log(scales)) < log_scale_bound).all())
+    expect(fits, "scales", f"lie within exp(±log_scale_bound), ±{log_scale_bound}", scales)
+    raw = log_scale_bound * np.arctanh(np.log(scales) / log_scale_bound)
+    log_scales = Parameterize(soft_clip, jnp.asarray(raw, dtype=float), bound=float(log_scale_bound))
+    logits = np.log(weights / weights.sum())
+    return jnp.asarray(logits, dtype=float), jnp.asarray(means, dtype=float), log_scales
+
+
 class RQSpline(Bijection):
     r"""A rational-quadratic spline inside an interval, the identity outside it.
 
@@ -219,13 +317,14 @@ class RQSpline(Bijection):
 
     The K bins have K widths, K heights and K - 1 inner slopes: 3K - 1 parameters; the two outer slopes
     are 1, so that T meets the identity smoothly. The inverse solves a quadratic in :math:`\xi`. It
-    starts as the identity.
+    starts as the identity. Widths, heights and slopes are bounded on both sides: far from the data a
+    network's outputs are extreme, and a map steeper than rounding allows would not be invertible there.
 
     Args:
         n_bins: K, at least 1.
         interval: B > 0; the spline acts on [-B, B].
         min_width: Least width and height of a bin, as a part of 2B; below 1/K.
-        min_slope: Least slope at a knot.
+        min_slope: Least slope at an inner knot; the greatest is about its inverse.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -254,8 +353,8 @@ class RQSpline(Bijection):
         n_bins: int = 8,
         interval: float = 4.0,
         *,
-        min_width: float = 1e-3,
-        min_slope: float = 1e-3,
+        min_width: float = 1e-2,
+        min_slope: float = 0.1,
     ):
         k = expect_whole("n_bins", n_bins, 1)
         expect(interval > 0 and math.isfinite(interval), "interval", "be positive", interval)
@@ -274,7 +373,7 @@ class RQSpline(Bijection):
             return 2 * self.interval * (before @ size) - self.interval, 2 * self.interval * size
 
         unit = math.log(math.expm1(1 - self.min_slope))
-        inner = self.min_slope + jax.nn.softplus(self.slopes + unit)
+        inner = self.min_slope + jax.nn.softplus(unit + soft_clip(self.slopes, 1 / self.min_slope))
         one = jnp.ones(1, self.widths.dtype)
         slopes = jnp.concatenate([one, inner, one])
         return *edges(self.widths), *edges(self.heights), slopes[:-1], slopes[1:]
@@ -317,4 +416,4 @@ class RQSpline(Bijection):
         return 2 * jnp.log(s / below) + jnp.log(top)
 
 
-__all__ = ["Affine", "MixtureGaussianCDF", "RQSpline", "exp_affine", "soft_clip"]
+__all__ = ["Affine", "DeepSigmoid", "MixtureGaussianCDF", "RQSpline", "exp_affine", "soft_clip"]

@@ -11,7 +11,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gauss_flows.base import expect, expect_whole
 
@@ -50,12 +51,202 @@ def mlp(
 
     def factory(in_size: int, out_size: int, *, key: PRNGKeyArray) -> eqx.nn.MLP:
         network = eqx.nn.MLP(in_size, out_size, width, depth, activation, key=key)
-        if not zero_last:
-            return network
-        last = lambda m: (m.layers[-1].weight, m.layers[-1].bias)
-        return eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
+        last = lambda m: m.layers[-1]
+        return eqx.tree_at(last, network, replace_fn=_zeros) if zero_last else network
 
     return factory
+
+
+def resnet(
+    width: int = 64,
+    depth: int = 2,
+    *,
+    activation: Callable[[Any], Any] = jax.nn.relu,
+    zero_last: bool = False,
+) -> ConditionerFactory:
+    r"""A factory of residual networks with gated, pre-activation blocks.
+
+    .. math:: h \leftarrow h + u \odot \mathrm{sigmoid}(v), \qquad
+              (u, v) = W_2\, a(W_1\, a(h) + b_1) + b_2,
+
+    between a linear map into ``width`` units and a linear map out. Each block is near the identity at first.
+
+    Args:
+        width: Units, everywhere.
+        depth: Number of blocks, at least 1.
+        activation: a, applied before each linear map of a block and before the last one.
+        zero_last: As for :func:`mlp`.
+
+    Returns:
+        ``(in_size, out_size, *, key) -> callable``.
+
+    Raises:
+        ValueError: If ``width`` or ``depth`` is below 1.
+
+    Source:
+        Durkan et al., "Neural spline flows" (NeurIPS 2019), appendix B, without batch normalization.
+
+    Example:
+        >>> import jax
+        >>> network = resnet(width=32)(2, 6, key=jax.random.key(0))
+        >>> network(jax.numpy.zeros(2)).shape
+        (6,)
+    """
+    expect_whole("nn_width", width, 1)
+    expect_whole("nn_depth", depth, 1)
+
+    def factory(in_size: int, out_size: int, *, key: PRNGKeyArray) -> "_ResNet":
+        first, last, *rest = jr.split(key, 2 + 2 * depth)
+        linear = eqx.nn.Linear
+        blocks = [
+            (linear(width, width, key=a), linear(width, 2 * width, key=b))
+            for a, b in zip(rest[::2], rest[1::2], strict=True)
+        ]
+        out = linear(width, out_size, key=last)
+        out = _zeros(out) if zero_last else out
+        return _ResNet(linear(in_size, width, key=first), blocks, out, activation)
+
+    return factory
+
+
+class _ResNet(eqx.Module):
+    first: eqx.nn.Linear
+    blocks: list[tuple[eqx.nn.Linear, eqx.nn.Linear]]
+    last: eqx.nn.Linear
+    activation: Callable = eqx.field(static=True)
+
+    def __call__(self, x):
+        h = self.first(x)
+        for inner, outer in self.blocks:
+            change, gate = jnp.split(outer(self.activation(inner(self.activation(h)))), 2)
+            h = h + change * jax.nn.sigmoid(gate)
+        return self.last(self.activation(h))
+
+
+def shared_trunk(
+    width: int = 64,
+    depth: int = 2,
+    head_width: int = 8,
+    *,
+    activation: Callable[[Any], Any] = jax.nn.relu,
+    zero_last: bool = False,
+) -> ConditionerFactory:
+    """A factory of networks with one trunk for all outputs, and a narrow last layer.
+
+    The last layer of a plain MLP grows as width × outputs, and with many active coordinates and flexible
+    bijectors it is nearly the whole network. Here the trunk ends in ``head_width`` units, from which
+    all outputs are read linearly: width × head_width + head_width × outputs.
+
+    Args:
+        width: Units in each hidden layer of the trunk.
+        depth: Number of hidden layers of the trunk, at least 1.
+        head_width: Units from which the outputs are read.
+        activation: Applied after each hidden layer, and after the narrow one.
+        zero_last: As for :func:`mlp`.
+
+    Returns:
+        ``(in_size, out_size, *, key) -> callable``.
+
+    Raises:
+        ValueError: If a size is below 1.
+
+    Example:
+        >>> import jax
+        >>> network = shared_trunk(width=32)(2, 600, key=jax.random.key(0))
+        >>> network(jax.numpy.zeros(2)).shape
+        (600,)
+    """
+    expect_whole("nn_width", width, 1)
+    expect_whole("nn_depth", depth, 1)
+    expect_whole("head_width", head_width, 1)
+
+    def factory(in_size: int, out_size: int, *, key: PRNGKeyArray) -> eqx.nn.Sequential:
+        trunk_key, head_key = jr.split(key)
+        trunk = eqx.nn.MLP(in_size, head_width, width, depth, activation, activation, key=trunk_key)
+        head = eqx.nn.Linear(head_width, out_size, key=head_key)
+        return eqx.nn.Sequential([trunk, _zeros(head) if zero_last else head])
+
+    return factory
+
+
+def attention(
+    width: int = 32,
+    depth: int = 1,
+    *,
+    heads: int = 4,
+    activation: Callable[[Any], Any] = jax.nn.gelu,
+    zero_last: bool = False,
+) -> ConditionerFactory:
+    r"""A factory of transformers that read the passive coordinates as tokens.
+
+    Coordinate i becomes the token :math:`x_i\, w + e_i` with an embedding of its place. Blocks of
+    self-attention and a two-layer network, each after layer normalization and added to its input, let the
+    tokens look at one another; the outputs are read linearly from their normalized mean.
+
+    Args:
+        width: Size of a token, divisible by ``heads``.
+        depth: Number of blocks, at least 1.
+        heads: Attention heads.
+        activation: Of the two-layer networks.
+        zero_last: As for :func:`mlp`.
+
+    Returns:
+        ``(in_size, out_size, *, key) -> callable``.
+
+    Raises:
+        ValueError: If a size is below 1, or ``width`` does not divide by ``heads``.
+
+    Source:
+        Vaswani et al., "Attention is all you need" (NeurIPS 2017), with the normalization first.
+
+    Example:
+        >>> import jax
+        >>> network = attention()(5, 6, key=jax.random.key(0))
+        >>> network(jax.numpy.zeros(5)).shape
+        (6,)
+    """
+    expect_whole("nn_width", width, 1)
+    expect_whole("nn_depth", depth, 1)
+    expect(width % expect_whole("heads", heads, 1) == 0, "nn_width", f"divide by heads = {heads}", width)
+
+    def factory(in_size: int, out_size: int, *, key: PRNGKeyArray) -> "_Attention":
+        embed, place, last, *rest = jr.split(key, 3 + 2 * depth)
+        blocks = [
+            (
+                eqx.nn.LayerNorm(width),
+                eqx.nn.MultiheadAttention(heads, width, key=a),
+                eqx.nn.LayerNorm(width),
+                eqx.nn.MLP(width, width, 2 * width, 1, activation, key=b),
+            )
+            for a, b in zip(rest[::2], rest[1::2], strict=True)
+        ]
+        out = eqx.nn.Linear(width, out_size, key=last)
+        scale = jr.normal(embed, (width,))
+        places = jr.normal(place, (in_size, width))
+        out = _zeros(out) if zero_last else out
+        return _Attention(scale, places, blocks, eqx.nn.LayerNorm(width), out)
+
+    return factory
+
+
+class _Attention(eqx.Module):
+    scale: Float[Array, " W"]
+    places: Float[Array, "A W"]
+    blocks: list[tuple[eqx.nn.LayerNorm, eqx.nn.MultiheadAttention, eqx.nn.LayerNorm, eqx.nn.MLP]]
+    norm: eqx.nn.LayerNorm
+    last: eqx.nn.Linear
+
+    def __call__(self, x):
+        tokens = x[:, None] * self.scale[None, :] + self.places
+        for before, look, after, think in self.blocks:
+            normal = jax.vmap(before)(tokens)
+            tokens = tokens + look(normal, normal, normal)
+            tokens = tokens + jax.vmap(think)(jax.vmap(after)(tokens))
+        return self.last(self.norm(tokens.mean(axis=0)))
+
+
+def _zeros(layer: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros_like(a) if eqx.is_array(a) else a, layer)
 
 
 def make(factory: Any, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Callable:
@@ -91,4 +282,4 @@ def make(factory: Any, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Cal
     return network
 
 
-__all__ = ["ConditionerFactory", "make", "mlp"]
+__all__ = ["ConditionerFactory", "attention", "make", "mlp", "resnet", "shared_trunk"]

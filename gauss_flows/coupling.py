@@ -8,14 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flowjax.bijections import AbstractBijection
+from flowjax.bijections import AbstractBijection, Loc
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from paramax import NonTrainable, unwrap
 
 from gauss_flows import conditioners, masks
 from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
-from gauss_flows.bijectors import Affine, MixtureGaussianCDF, RQSpline, exp_affine
+from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline, exp_affine
 
 
 class Coupling(Bijection):
@@ -161,6 +161,35 @@ def _join(a: Array, b: Array, at_a: tuple[int, ...], at_b: tuple[int, ...]) -> A
     return _take(jnp.concatenate([a, b]), tuple(back.tolist()))
 
 
+class AdditiveCoupling(Coupling):
+    r"""A coupling that only shifts, :math:`z_B = x_B + t(x_A)` (NICE): it preserves volume.
+
+    Args:
+        key: Random key for the conditioner.
+        shape: The event's shape.
+        mask: As for :class:`Coupling`.
+        conditioner: As for :class:`Coupling`.
+        cond_dim: As for :class:`Coupling`.
+        nn_width: As for :class:`Coupling`.
+        nn_depth: As for :class:`Coupling`.
+
+    Raises:
+        ValueError: As :class:`Coupling`.
+
+    Source:
+        Dinh et al., "NICE: non-linear independent components estimation" (2015), section 3.2.
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> layer = gf.AdditiveCoupling(jr.key(0), shape=(4,))
+        >>> float(layer.transform_and_log_det(jnp.ones(4))[1])
+        0.0
+    """
+
+    def __init__(self, key: PRNGKeyArray, shape: tuple[int, ...], **options: Any):
+        super().__init__(key, shape=shape, bijector=Loc(jnp.zeros(())), **options)
+
+
 class AffineCoupling(Coupling):
     r"""A coupling with an affine bijector, :math:`z_B = s(x_A) \odot x_B + t(x_A)` (Real NVP).
 
@@ -243,6 +272,45 @@ class MixtureGaussianCDFCoupling(Coupling):
         super().__init__(key, shape=shape, bijector=bijector, **options)
 
 
+class DeepSigmoidCoupling(Coupling):
+    r"""A coupling whose bijector is :class:`DeepSigmoid`: bends like the mixture, with straight tails.
+
+    Args:
+        key: Random key for the conditioner.
+        shape: The event's shape.
+        n_components: K, the sigmoids of each active coordinate.
+        log_scale_bound: Keeps each :math:`|\log s_k|` below it.
+        mask: As for :class:`Coupling`.
+        conditioner: As for :class:`Coupling`.
+        cond_dim: As for :class:`Coupling`.
+        nn_width: As for :class:`Coupling`.
+        nn_depth: As for :class:`Coupling`.
+
+    Raises:
+        ValueError: As :class:`Coupling` and :class:`DeepSigmoid`.
+
+    Source:
+        Huang et al., "Neural autoregressive flows" (ICML 2018), with a coupling's mask.
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> layer = gf.DeepSigmoidCoupling(jr.key(0), shape=(4,), n_components=3)
+        >>> x = layer.inverse(layer.transform(jnp.ones(4)))
+    """
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...],
+        *,
+        n_components: int = 8,
+        log_scale_bound: float = 5.0,
+        **options: Any,
+    ):
+        bijector = DeepSigmoid(n_components, log_scale_bound=log_scale_bound)
+        super().__init__(key, shape=shape, bijector=bijector, **options)
+
+
 class RQSplineCoupling(Coupling):
     r"""A coupling whose bijector is :class:`RQSpline`: a flexible map with a closed-form inverse.
 
@@ -281,4 +349,11 @@ class RQSplineCoupling(Coupling):
         super().__init__(key, shape=shape, bijector=RQSpline(n_bins, interval), **options)
 
 
-__all__ = ["AffineCoupling", "Coupling", "MixtureGaussianCDFCoupling", "RQSplineCoupling"]
+__all__ = [
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "Coupling",
+    "DeepSigmoidCoupling",
+    "MixtureGaussianCDFCoupling",
+    "RQSplineCoupling",
+]

@@ -1,6 +1,7 @@
 """Whole distributions, put together from the layers with good defaults."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert, Scan
@@ -11,11 +12,11 @@ from paramax import non_trainable
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.base import expect, expect_whole
 from gauss_flows.bijectors import RQSpline
-from gauss_flows.conditioners import ConditionerFactory
+from gauss_flows.conditioners import ConditionerFactory, mlp
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation, LULinear
 
-_MIXINGS = ("householder", "lu", "flip")
+_MIXINGS = ("lu", "householder", "flip")
 
 
 def coupling_flow(
@@ -24,7 +25,7 @@ def coupling_flow(
     *,
     layers: int = 8,
     bijector: AbstractBijection | None = None,
-    mixing: str = "householder",
+    mixing: str = "lu",
     cond_dim: int | None = None,
     conditioner: ConditionerFactory | None = None,
     nn_width: int = 64,
@@ -41,10 +42,11 @@ def coupling_flow(
         dim: D, at least 2.
         layers: Number of coupling layers.
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
-        mixing: "householder" (random rotations, trained), "lu" (general linear maps that start as the
-            identity, after a flip) or "flip" (reverse the order of the coordinates).
+        mixing: "lu" (a flip of the coordinates' order, then a trained linear map that starts as the
+            identity), "householder" (trained rotations that start at random) or "flip" alone.
         cond_dim: Size of an external condition. Default: none.
-        conditioner: As for :class:`~gauss_flows.Coupling`.
+        conditioner: As for :class:`~gauss_flows.Coupling`. Default: an MLP with silu whose last layer
+            starts at zero, so that each coupling starts as ``bijector``.
         nn_width: Hidden units of the default conditioner.
         nn_depth: Hidden layers of the default conditioner.
         actnorm: Put an :class:`~gauss_flows.ActNorm1D` first in each layer; see
@@ -67,6 +69,16 @@ def coupling_flow(
     layers = expect_whole("layers", layers, 1)
     expect(mixing in _MIXINGS, "mixing", f"be one of {_MIXINGS}", repr(mixing))
     bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
+    parts = (bijector, mixing, cond_dim, conditioner, nn_width, nn_depth, actnorm)
+    bijection = Scan(_layers(jr.split(key, layers), dim, *parts))
+    return Transformed(non_trainable(Normal(jnp.zeros(dim))), Invert(bijection))
+
+
+@eqx.filter_jit  # one program in place of some forty operations, each compiled for its shape
+def _layers(keys, dim, bijector, mixing, cond_dim, conditioner, nn_width, nn_depth, actnorm):
+    """The layers, stacked along the first axis of every array."""
+    if conditioner is None:
+        conditioner = mlp(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
     shape = (dim,)
 
     def layer(key):
@@ -78,20 +90,11 @@ def coupling_flow(
             flip = Flip(shape)  # type: ignore[call-arg]
             parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]
         parts.append(
-            Coupling(
-                coupling_key,
-                shape=shape,
-                bijector=bijector,
-                conditioner=conditioner,
-                cond_dim=cond_dim,
-                nn_width=nn_width,
-                nn_depth=nn_depth,
-            )
+            Coupling(coupling_key, shape=shape, bijector=bijector, conditioner=conditioner, cond_dim=cond_dim)
         )
         return Chain(parts)
 
-    bijection = Scan(eqx.filter_vmap(layer)(jr.split(key, layers)))
-    return Transformed(non_trainable(Normal(jnp.zeros(dim))), Invert(bijection))
+    return eqx.filter_vmap(layer)(keys)
 
 
 __all__ = ["coupling_flow"]

@@ -1,15 +1,19 @@
 """The third choice: who reads whom. Boolean arrays of the event's shape, True = passive."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, PRNGKeyArray
 
-from gauss_flows.base import expect, expect_shape
+from gauss_flows.base import expect, expect_shape, expect_whole
+
+Mask = Bool[np.ndarray, "*shape"]
 
 
-def half(shape: tuple[int, ...]) -> Bool[np.ndarray, "*shape"]:
+def half(shape: tuple[int, ...]) -> Mask:
     """The first half of the event, in C order, is passive (rounded down if it does not divide).
 
     Args:
@@ -25,13 +29,169 @@ def half(shape: tuple[int, ...]) -> Bool[np.ndarray, "*shape"]:
         >>> half((5,)).astype(int)
         array([1, 1, 0, 0, 0])
     """
-    shape = expect_shape(shape)
-    size = math.prod(shape)
-    expect(size >= 2, "shape", "hold at least two elements, one to read and one to transform", shape)
+    shape, size = _sized(shape)
     return (np.arange(size) < size // 2).reshape(shape)
 
 
-def as_mask(mask: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "*shape"]:
+def alternating(shape: tuple[int, ...]) -> Mask:
+    """Every other element, in C order, is passive, beginning with the first.
+
+    Args:
+        shape: The event's shape, at least two elements in all.
+
+    Returns:
+        Boolean array of that shape, True = passive.
+
+    Raises:
+        ValueError: If the shape has fewer than two elements.
+
+    Example:
+        >>> alternating((5,)).astype(int)
+        array([1, 0, 1, 0, 1])
+    """
+    shape, size = _sized(shape)
+    return (np.arange(size) % 2 == 0).reshape(shape)
+
+
+def random(key: PRNGKeyArray, shape: tuple[int, ...]) -> Mask:
+    """Half of the elements, drawn without replacement, are passive (rounded down).
+
+    Args:
+        key: Random key.
+        shape: The event's shape, at least two elements in all.
+
+    Returns:
+        Boolean array of that shape, True = passive.
+
+    Raises:
+        ValueError: If the shape has fewer than two elements, or the key is traced: a mask is part of a
+            layer's structure, so it must be known when the layer is made.
+
+    Example:
+        >>> import jax
+        >>> int(random(jax.random.key(0), (4, 2)).sum())
+        4
+    """
+    shape, size = _sized(shape)
+    expect(not isinstance(key, jax.core.Tracer), "key", "be concrete, not traced", "a tracer")
+    return np.asarray(jax.random.permutation(key, size) < size // 2).reshape(shape)
+
+
+def checkerboard(height: int, width: int, channels: int | None = None) -> Mask:
+    """The fields of a board: pixel (i, j) is passive, in all its channels, where i + j is even.
+
+    Args:
+        height: Rows.
+        width: Columns; at least two pixels in all.
+        channels: Channels; None for images of shape (height, width).
+
+    Returns:
+        Boolean array of shape (height, width[, channels]), True = passive.
+
+    Raises:
+        ValueError: If a size is not a whole number of at least 1, or there is one pixel only.
+
+    Source:
+        Dinh et al., "Density estimation using Real NVP" (ICLR 2017), section 3.4.
+
+    Example:
+        >>> checkerboard(2, 3).astype(int)
+        array([[1, 0, 1],
+               [0, 1, 0]])
+    """
+    shape, _ = _image(height, width, channels)
+    expect(height * width >= 2, "height", "make two pixels with `width`, or more", height)
+    board = np.add.outer(np.arange(height), np.arange(width)) % 2 == 0
+    return np.broadcast_to(board.reshape(height, width, *[1] * (len(shape) - 2)), shape).copy()
+
+
+def channel(height: int, width: int, channels: int) -> Mask:
+    """The first half of the channels is passive (rounded down), at every pixel.
+
+    Args:
+        height: Rows.
+        width: Columns.
+        channels: Channels, at least 2.
+
+    Returns:
+        Boolean array of shape (height, width, channels), True = passive.
+
+    Raises:
+        ValueError: If a size is not a whole number of at least 1, or there is one channel only.
+
+    Source:
+        Dinh et al., "Density estimation using Real NVP" (ICLR 2017), section 3.4.
+
+    Example:
+        >>> channel(1, 1, 3).astype(int).tolist()
+        [[[1, 0, 0]]]
+    """
+    shape, _ = _image(height, width, expect_whole("channels", channels, 2))
+    return np.broadcast_to(np.arange(channels) < channels // 2, shape).copy()
+
+
+def flip(mask: Mask) -> Mask:
+    """The same mask with the roles exchanged: what was passive is active.
+
+    Args:
+        mask: Boolean array with both values.
+
+    Raises:
+        ValueError: If the mask is not boolean, or one side of it is empty.
+
+    Example:
+        >>> flip(half((3,))).astype(int)
+        array([0, 1, 1])
+    """
+    return ~as_mask(mask, np.shape(mask))
+
+
+def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
+    r"""Which output can depend on which input after a stack of layers, by their masks alone.
+
+    A coupling layer lets an active element read every passive one and itself, and a passive one
+    itself: a boolean matrix. A stack is the boolean product of its layers' matrices,
+
+    .. math:: R = R_L \lor\!\cdot\!\land \cdots \lor\!\cdot\!\land R_1, \qquad
+              (R_k)_{ij} = [i = j] \lor (\lnot m_i \land m_j).
+
+    Args:
+        masks: One mask a layer, from data to latent, all of one shape; None for a layer that mixes all
+            elements, such as a rotation (at least one entry must be a mask).
+
+    Returns:
+        Boolean array of shape (D, D), D the number of elements in C order; entry [i, j] is True if
+        output i can depend on input j.
+
+    Raises:
+        ValueError: If there is no mask, or their shapes differ.
+
+    Example:
+        >>> import gauss_flows as gf
+        >>> once = gf.masks.half((4,))
+        >>> gf.reachability([once, gf.masks.flip(once)]).astype(int)
+        array([[1, 1, 1, 1],
+               [1, 1, 1, 1],
+               [1, 1, 1, 0],
+               [1, 1, 0, 1]])
+    """
+    layers = list(masks)
+    shapes = {np.shape(mask) for mask in layers if mask is not None}
+    expect(len(shapes) == 1, "masks", "hold at least one mask, and all of one shape", sorted(shapes))
+    (shape,) = shapes
+    size = math.prod(shape)
+    reach = np.eye(size, dtype=bool)
+    for mask in layers:
+        if mask is None:
+            layer = np.ones((size, size), dtype=bool)
+        else:
+            passive = as_mask(mask, shape).ravel()
+            layer = np.eye(size, dtype=bool) | (~passive[:, None] & passive[None, :])
+        reach = (layer.astype(int) @ reach.astype(int)) > 0
+    return reach
+
+
+def as_mask(mask: Any, shape: tuple[int, ...]) -> Mask:
     """The mask as a NumPy array, or the default for None; checked against the event's shape.
 
     Raises:
@@ -50,4 +210,16 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "*shape"]:
     return array
 
 
-__all__ = ["as_mask", "half"]
+def _sized(shape):
+    shape = expect_shape(shape)
+    size = math.prod(shape)
+    expect(size >= 2, "shape", "hold at least two elements, one to read and one to transform", shape)
+    return shape, size
+
+
+def _image(height, width, channels):
+    sizes = {"height": height, "width": width} | ({} if channels is None else {"channels": channels})
+    return _sized(tuple(expect_whole(name, value, 1) for name, value in sizes.items()))
+
+
+__all__ = ["alternating", "as_mask", "channel", "checkerboard", "flip", "half", "random", "reachability"]

@@ -94,10 +94,10 @@ def fit(
     condition: ArrayLike | None = None,
     steps: int = 1000,
     batch_size: int = 256,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-2,
     optimizer: optax.GradientTransformation | None = None,
     clip_norm: float | None = 1.0,
-    average: float = 1 / 6,
+    average: float = 1 / 12,
     val_fraction: float = 0.1,
     patience: int | None = None,
     loss: Callable | None = None,
@@ -109,7 +109,8 @@ def fit(
 
     The steps run inside ``lax.scan``, in chunks, with one wait for the device a chunk; after each the
     validation loss is measured. Batches are drawn with replacement. By default: Adam on a one-cycle
-    schedule, gradients clipped by their global norm, parameters averaged over the last sixth of the steps.
+    schedule, gradients clipped by their global norm, parameters averaged over the
+    last twelfth of the steps.
 
     Args:
         key: Random key for the split, the batches and the loss.
@@ -118,7 +119,8 @@ def fit(
         condition: Shape (n, \*flow.cond_shape), for conditional flows.
         steps: Number of optimiser steps.
         batch_size: Rows a step; at most the number of training rows.
-        learning_rate: Peak of the one-cycle schedule. It is not compiled in: another costs no compilation.
+        learning_rate: Peak of the one-cycle schedule, which ends at half the peak (at zero without
+            averaging). It is not compiled in: another costs no compilation.
         optimizer: An optax transformation in place of clipping, Adam and the schedule.
         clip_norm: Largest global norm of the gradient; None for no clipping.
         average: The parameters that are judged and kept are an exponential moving average, over about
@@ -168,10 +170,10 @@ def fit_many(
     condition: ArrayLike | None = None,
     steps: int = 1000,
     batch_size: int = 256,
-    learning_rate: ArrayLike = 3e-3,
+    learning_rate: ArrayLike = 1e-2,
     optimizer: optax.GradientTransformation | None = None,
     clip_norm: float | None = 1.0,
-    average: float = 1 / 6,
+    average: float = 1 / 12,
     val_fraction: float = 0.1,
     loss: Callable | None = None,
     progress: bool = True,
@@ -319,7 +321,9 @@ def _check_data(flow, x, condition, batch_size, val_fraction):
 def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
     if settings.optimizer is not None:
         return settings.optimizer
-    schedule = optax.cosine_onecycle_schedule(settings.steps, rate)
+    # Averaging does what annealing to zero does, and better from steps that still move.
+    end = 0.5 if settings.average else 1e-6
+    schedule = optax.cosine_onecycle_schedule(settings.steps, rate, final_div_factor=1 / (25 * end))
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, optax.adam(schedule))
 

@@ -82,6 +82,26 @@ CASES: dict[str, Case] = {
         cond_dim=3,
         pattern=coupling_pattern(MASK_3),
     ),
+    "AffineCoupling, bounded": Case(
+        lambda k: gf.AffineCoupling(k, (4,), nn_width=16, log_scale_bound=2.0),
+        (4,),
+        pattern=coupling_pattern(gf.masks.half((4,))),
+    ),
+    "AdditiveCoupling": Case(
+        lambda k: gf.AdditiveCoupling(k, (2, 3, 2), mask=MASK_3, nn_width=16),
+        (2, 3, 2),
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "DeepSigmoid": Case(lambda k: gf.DeepSigmoid(), ()),
+    "DeepSigmoid, given": Case(
+        lambda k: gf.DeepSigmoid(3, weights=[1, 2, 3], means=[-1.5, 0, 2], scales=[0.5, 1, 0.7]), ()
+    ),
+    "DeepSigmoidCoupling": Case(
+        lambda k: gf.DeepSigmoidCoupling(k, (5,), mask=MASK_1, cond_dim=2, nn_width=16),
+        (5,),
+        cond_dim=2,
+        pattern=coupling_pattern(MASK_1),
+    ),
     "MixtureGaussianCDFCoupling": Case(
         lambda k: gf.MixtureGaussianCDFCoupling(k, (5,), mask=MASK_1, cond_dim=2, nn_width=16),
         (5,),
@@ -376,6 +396,90 @@ def test_coupling_forms_pass_their_errors_on():
         gf.MixtureGaussianCDFCoupling(jr.key(0), (4,), n_components=0)
     with pytest.raises(ValueError, match="`mask`"):
         gf.AffineCoupling(jr.key(0), (4,), mask=[True, False])
+
+
+# --- masks and conditioners ---------------------------------------------------------------------
+
+FAMILIES = {
+    "half": [gf.masks.half((8,)), gf.masks.flip(gf.masks.half((8,)))],
+    "half, fixed": [gf.masks.half((8,))] * 3,
+    "alternating": [gf.masks.alternating((8,)), gf.masks.flip(gf.masks.alternating((8,)))],
+    "random": [gf.masks.random(jr.key(i), (8,)) for i in range(3)],
+    "checkerboard": [gf.masks.checkerboard(2, 4), gf.masks.flip(gf.masks.checkerboard(2, 4))],
+    "channel": [gf.masks.channel(2, 2, 2), gf.masks.checkerboard(2, 2, 2)],
+    "rotation": [gf.masks.half((8,)), None, gf.masks.half((8,))],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reachability_is_the_pattern_of_the_jacobian(family):
+    """Exactly: what the masks forbid is zero to the last bit, what they allow is not zero."""
+    masks = FAMILIES[family]
+    shape = next(m.shape for m in masks if m is not None)
+    smooth = gf.conditioners.mlp(16, 1, activation=jnp.tanh)
+    layers = [
+        gf.HouseholderRotation(8, (8,), key=k)
+        if m is None
+        else gf.AffineCoupling(k, m.shape, mask=m, conditioner=smooth)
+        for m, k in zip(masks, jr.split(jr.key(0), len(masks)), strict=True)
+    ]
+    for depth in range(1, len(layers) + 1):
+        run = lambda v, depth=depth: fb.Chain(layers[:depth]).transform(v.reshape(shape)).ravel()
+        jacobian = np.asarray(jax.jit(jax.jacfwd(run))(jr.normal(jr.key(1), (8,))))
+        np.testing.assert_array_equal(jacobian != 0, gf.reachability(masks[:depth]))
+
+
+def test_masks_say_who_is_passive():
+    assert gf.masks.alternating((2, 3)).tolist() == [[True, False, True], [False, True, False]]
+    assert gf.masks.random(jr.key(3), (7,)).sum() == 3
+    assert (gf.masks.random(jr.key(3), (40,)) != gf.masks.random(jr.key(4), (40,))).any()
+    board = gf.masks.checkerboard(3, 4, 2)
+    assert board.shape == (3, 4, 2)
+    assert all(board[i, j, c] == ((i + j) % 2 == 0) for i in range(3) for j in range(4) for c in range(2))
+    assert gf.masks.channel(3, 4, 5).sum(axis=2).tolist() == [[2] * 4] * 3
+    assert (gf.masks.flip(board) == ~board).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gf.masks.alternating((1,)), r"`shape` must hold at least two elements.*got \(1,\)"),
+        (lambda: gf.masks.checkerboard(1, 1, 3), "`height` must make two pixels"),
+        (lambda: gf.masks.checkerboard(0, 4), "`height` must be a whole number ≥ 1; got 0"),
+        (lambda: gf.masks.channel(2, 2, 1), "`channels` must be a whole number ≥ 2; got 1"),
+        (lambda: gf.masks.flip(np.ones(3)), "`mask` must be a boolean array"),
+        (lambda: jax.jit(lambda k: gf.masks.random(k, (4,)).sum())(jr.key(0)), "`key` must be concrete"),
+        (lambda: gf.reachability([None]), "`masks` must hold at least one mask"),
+        (
+            lambda: gf.reachability([gf.masks.half((4,)), gf.masks.half((5,))]),
+            r"`masks` must hold .* of one shape; got \[\(4,\), \(5,\)\]",
+        ),
+        (lambda: gf.conditioners.attention(30), "`nn_width` must divide by heads = 4; got 30"),
+        (lambda: gf.conditioners.resnet(depth=0), "`nn_depth` must be a whole number ≥ 1; got 0"),
+        (lambda: gf.conditioners.shared_trunk(head_width=0), "`head_width` must be a whole number ≥ 1"),
+        (lambda: gf.AffineCoupling(jr.key(0), (2,), log_scale_bound=0.0), "`log_scale_bound` must be pos"),
+    ],
+)
+def test_masks_and_conditioners_refuse(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet", "shared_trunk", "attention"])
+def test_conditioners_fit_any_coupling(name, dtype):
+    """Each makes a bijection that listens to its input; a zeroed last layer leaves the given bijector."""
+    factory = getattr(gf.conditioners, name)
+    given = gf.MixtureGaussianCDF(2, means=[-1.0, 2.0], scales=[0.5, 1.5])
+    x, c = jr.normal(jr.key(1), (8, 5)), jr.normal(jr.key(2), (8, 2))
+    options = {"shape": (5,), "bijector": given, "cond_dim": 2}
+    layer = gf.Coupling(jr.key(0), conditioner=factory(16), **options)
+    assert gf.check_bijection(layer, x, c).ok
+    theta = jax.jit(jax.vmap(layer.theta))(x[:, :2], c)
+    assert (theta.std(axis=0) > 1e-3).all()
+    zero = gf.Coupling(jr.key(0), conditioner=factory(16, zero_last=True), **options)
+    z = jax.jit(jax.vmap(zero.transform))(x, c)
+    expected = jax.vmap(jax.vmap(given.transform))(x[:, 2:])
+    np.testing.assert_allclose(z[:, 2:], expected, atol=1e-5 if dtype == "float32" else 1e-13)
 
 
 # --- the mixture CDF ---------------------------------------------------------------------------

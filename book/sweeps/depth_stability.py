@@ -16,21 +16,21 @@ from pathlib import Path
 
 import equinox as eqx
 import flowjax
+import gauss_flows as gf
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-import gauss_flows as gf
-
 HERE = Path(__file__).parent
-TARGET = gf.targets.spiral().standardized()
+TARGET_RAW = gf.targets.spiral()
+TARGET = TARGET_RAW.standardized()
 POINTS, STEPS, BATCH = 3000, 1200, 512
 LAYERS = (1, 2, 4, 8, 16)
 SEEDS = 5
 
-DEPTHS = (2, 4, 8, 16, 32)
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+DEPTHS = (2, 4, 8, 16)
+RATES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 GUARDS = {  # bound of the log-scale, largest gradient norm, ActNorm, set from data
     "no guard": (np.inf, None, False, False),
     "clipping": (np.inf, 1.0, False, False),
@@ -42,7 +42,13 @@ GUARDS = {  # bound of the log-scale, largest gradient norm, ActNorm, set from d
 
 
 def training_points():
-    return TARGET.sample(jr.key(100), (POINTS,))
+    """The points of the document that this chapter answers: NumPy's generator, seed 0."""
+    rng = np.random.default_rng(0)
+    t = rng.uniform(0.5, 3.5, POINTS)
+    arm = (2 * rng.integers(0, 2, POINTS) - 1)[:, None]
+    curve = np.stack([t * np.cos(2.5 * t), t * np.sin(2.5 * t)], axis=1)
+    xy = arm * curve + 0.08 * rng.standard_normal((POINTS, 2))
+    return jnp.asarray((xy - TARGET_RAW.mean) / TARGET_RAW.std, jnp.float32)
 
 
 def fresh_points():
@@ -59,7 +65,9 @@ def train_depth(layers, keys):
     """Spline flows by the package's defaults, one a key: (flows, nats below the data's entropy)."""
     make = lambda key: gf.coupling_flow(key, 2, layers=layers)
     x = training_points()
-    flows = gf.fit_many(keys, make, x, steps=STEPS, batch_size=BATCH, progress=False).flow
+    flows = gf.fit_many(
+        keys, make, x, steps=STEPS, batch_size=BATCH, progress=False
+    ).flow
     gaps = {}
     for name, points in (("train", x), ("test", fresh_points())):
         truth = float(TARGET.log_prob(points).mean())
@@ -72,13 +80,21 @@ def round_trips(flows, scale):
     kind = jnp.result_type(float)
     cast = lambda a: a.astype(kind) if eqx.is_inexact_array(a) else a
     flows = jax.tree.map(cast, flows)
-    points = fresh_points()[:1000] if scale == 1 else scale * jr.normal(jr.key(102), (1000, 2))
+    points = (
+        fresh_points()[:1000]
+        if scale == 1
+        else scale * jr.normal(jr.key(102), (1000, 2))
+    )
     points = points.astype(kind)
 
     def of_one(flow):
         bijection = flow.bijection
-        back = jax.vmap(lambda x: bijection.transform(bijection.inverse(x)))(points)
-        return (jnp.abs(back - points).max(axis=1) / jnp.abs(points).max(axis=1)).max()
+        back = jax.vmap(
+            lambda x: bijection.transform(bijection.inverse(x))
+        )(points)
+        return (
+            jnp.abs(back - points).max(axis=1) / jnp.abs(points).max(axis=1)
+        ).max()
 
     return np.asarray(eqx.filter_jit(eqx.filter_vmap(of_one))(flows), float)
 
@@ -96,9 +112,16 @@ def train_stack(guard, depth, rates, keys):
         return gf.data_init(flow, x) if from_data else flow
 
     result = gf.fit_many(
-        keys, make, x, steps=300, batch_size=256, learning_rate=rates, clip_norm=clip, progress=False
+        keys,
+        make,
+        x,
+        steps=200,
+        batch_size=256,
+        learning_rate=rates,
+        clip_norm=clip,
+        progress=False,
     )
-    loss = result.train_loss[:, -30:].mean(axis=1)
+    loss = result.train_loss[:, -20:].mean(axis=1)
     return np.where(result.failed_step >= 0, np.nan, loss)
 
 
@@ -127,7 +150,8 @@ def sweep_depth():
         columns = [gaps["train"], gaps["test"], *errors.values()]
         for seed, values in enumerate(zip(*columns, strict=True)):
             rows.append([layers, seed, *(f"{v:.4g}" for v in values)])
-        print(layers, np.median(gaps["train"]), np.median(gaps["test"]), f"{time.time() - start:.0f} s", flush=True)
+        medians = [round(float(np.median(gap)), 3) for gap in gaps.values()]
+        print(layers, medians, f"{time.time() - start:.0f} s", flush=True)
     names = [f"float{64 if x64 else 32}_{scale}" for x64, scale in errors]
     write("depth.csv", ["layers", "seed", "train", "test", *names], rows)
 
@@ -138,11 +162,21 @@ def sweep_stability():
     for guard in GUARDS:
         for depth in DEPTHS:
             many = jnp.concatenate([keys] * len(RATES))
-            losses = train_stack(guard, depth, np.repeat(RATES, seeds), many)
+            losses = train_stack(
+                guard, depth, np.repeat(RATES, seeds), many
+            )
             for i, rate in enumerate(RATES):
                 part = losses[i * seeds : (i + 1) * seeds]
-                rows += [[guard, depth, rate, seed, f"{v:.4g}"] for seed, v in enumerate(part)]
-            print(guard, depth, np.round(np.median(losses.reshape(-1, seeds), axis=1), 2), flush=True)
+                rows += [
+                    [guard, depth, rate, seed, f"{v:.4g}"]
+                    for seed, v in enumerate(part)
+                ]
+            print(
+                guard,
+                depth,
+                np.round(np.median(losses.reshape(-1, seeds), axis=1), 2),
+                flush=True,
+            )
     write("stability.csv", ["guard", "depth", "rate", "seed", "loss"], rows)
 
 

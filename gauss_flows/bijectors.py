@@ -50,8 +50,9 @@ def exp_affine(log_scale_bound: float = math.inf) -> Affine:
     """
     positive = isinstance(log_scale_bound, (int, float)) and log_scale_bound > 0
     expect(positive, "log_scale_bound", "be positive", repr(log_scale_bound))
-    raw, bound = jnp.zeros(()), float(log_scale_bound)
-    scale = Parameterize(jnp.exp, raw) if math.isinf(bound) else Parameterize(_soft_exp, raw, bound=bound)
+    bound = float(log_scale_bound)
+    function, options = (jnp.exp, {}) if math.isinf(bound) else (_soft_exp, {"bound": bound})
+    scale: Any = Parameterize(function, jnp.zeros(()), **options)
     return eqx.tree_at(lambda a: a.scale, Affine(), scale)
 
 
@@ -301,7 +302,7 @@ def _components(n_components, weights, means, scales, log_scale_bound, spread, u
     fits = bool((np.abs(np.log(scales)) < log_scale_bound).all())
     expect(fits, "scales", f"lie within exp(±log_scale_bound), ±{log_scale_bound}", scales)
     raw = log_scale_bound * np.arctanh(np.log(scales) / log_scale_bound)
-    log_scales = Parameterize(soft_clip, jnp.asarray(raw, dtype=float), bound=float(log_scale_bound))
+    log_scales: Any = Parameterize(soft_clip, jnp.asarray(raw, dtype=float), bound=float(log_scale_bound))
     logits = np.log(weights / weights.sum())
     return jnp.asarray(logits, dtype=float), jnp.asarray(means, dtype=float), log_scales
 

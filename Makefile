@@ -58,7 +58,7 @@ format: $(INSTALLED)
 	@$(PY) -m ruff format
 
 bench: $(INSTALLED)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
 
 travel: $(INSTALLED)
 	@for isa in SSE4_2 AVX AVX2; do echo "== The notebooks, with instructions up to $$isa"; \

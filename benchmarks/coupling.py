@@ -14,14 +14,13 @@ or with the gradient.
 import importlib.metadata
 import importlib.util
 import platform
-import statistics
-import time
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from _timing import seconds
 from flowjax.bijections import RationalQuadraticSpline
 from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow
@@ -33,24 +32,6 @@ CASES = ((2, 4096), (16, 4096), (64, 1024))
 LAYERS, WIDTH, DEPTH, BINS, INTERVAL = 8, 64, 2, 8, 4.0
 TASKS = ("log_prob", "sample", "gradient")
 RIVALS = ("floor", "flowjax", "zuko", "normflows")
-
-
-def seconds(functions, rounds=15, budget=10.0):
-    """The median time of each, taken in turn; the first round, which compiles, does not count.
-
-    After ``budget`` seconds no new round begins, but there are at least three.
-    """
-    times = [[] for _ in functions]
-    begin = time.perf_counter()
-    for round_ in range(rounds + 1):
-        if round_ > 3 and time.perf_counter() - begin > budget:
-            break
-        for f, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(f())
-            if round_:
-                record.append(time.perf_counter() - start)
-    return [statistics.median(record) for record in times]
 
 
 def split(tree):

@@ -8,31 +8,18 @@ weights and widths). Prints ratios: absolute times differ from machine to machin
 """
 
 import platform
-import statistics
-import time
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from _timing import seconds
 from paramax import unwrap
 
 import gauss_flows as gf
 
 POINTS, COMPONENTS = 4096, 8
-
-
-def seconds(*functions):
-    """The median time of each, taken in turn."""
-    times = [[] for _ in functions]
-    for round_ in range(21):
-        for f, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(f())
-            if round_:
-                record.append(time.perf_counter() - start)
-    return [statistics.median(record) for record in times]
 
 
 def mixtures(spread):
@@ -76,7 +63,9 @@ def main():
             for name, spread in (("initial", 0.0), ("perturbed", 0.2), ("hard", 1.0)):
                 b = mixtures(spread)
                 x, _ = inverse(b, z)
-                fwd, inv, bis = seconds(partial(forward, b, x), partial(inverse, b, z), partial(halve, b, z))
+                fwd, inv, bis = seconds(
+                    [partial(forward, b, x), partial(inverse, b, z), partial(halve, b, z)]
+                )
                 steps = count(b, z)
                 print(
                     f"{z.dtype!s:<8} {name:<12} {int(jnp.median(steps)):>6}, {int(steps.max()):<12}"

@@ -167,11 +167,7 @@ class AdditiveCoupling(Coupling):
     Args:
         key: Random key for the conditioner.
         shape: The event's shape.
-        mask: As for :class:`Coupling`.
-        conditioner: As for :class:`Coupling`.
-        cond_dim: As for :class:`Coupling`.
-        nn_width: As for :class:`Coupling`.
-        nn_depth: As for :class:`Coupling`.
+        **options: mask, conditioner, cond_dim, nn_width and nn_depth of :class:`Coupling`.
 
     Raises:
         ValueError: As :class:`Coupling`.
@@ -201,11 +197,7 @@ class AffineCoupling(Coupling):
         key: Random key for the conditioner.
         shape: The event's shape.
         log_scale_bound: Keeps :math:`|\log s|` below it. Default: a softplus instead.
-        mask: As for :class:`Coupling`.
-        conditioner: As for :class:`Coupling`.
-        cond_dim: As for :class:`Coupling`.
-        nn_width: As for :class:`Coupling`.
-        nn_depth: As for :class:`Coupling`.
+        **options: mask, conditioner, cond_dim, nn_width and nn_depth of :class:`Coupling`.
 
     Raises:
         ValueError: As :class:`Coupling`, or if ``log_scale_bound`` is not positive.
@@ -241,11 +233,7 @@ class MixtureGaussianCDFCoupling(Coupling):
         shape: The event's shape.
         n_components: K, the components of each active coordinate's mixture.
         log_scale_bound: Keeps each :math:`|\log\sigma_k|` below it.
-        mask: As for :class:`Coupling`.
-        conditioner: As for :class:`Coupling`.
-        cond_dim: As for :class:`Coupling`.
-        nn_width: As for :class:`Coupling`.
-        nn_depth: As for :class:`Coupling`.
+        **options: mask, conditioner, cond_dim, nn_width and nn_depth of :class:`Coupling`.
 
     Raises:
         ValueError: As :class:`Coupling` and :class:`MixtureGaussianCDF`.
@@ -280,11 +268,7 @@ class DeepSigmoidCoupling(Coupling):
         shape: The event's shape.
         n_components: K, the sigmoids of each active coordinate.
         log_scale_bound: Keeps each :math:`|\log s_k|` below it.
-        mask: As for :class:`Coupling`.
-        conditioner: As for :class:`Coupling`.
-        cond_dim: As for :class:`Coupling`.
-        nn_width: As for :class:`Coupling`.
-        nn_depth: As for :class:`Coupling`.
+        **options: mask, conditioner, cond_dim, nn_width and nn_depth of :class:`Coupling`.
 
     Raises:
         ValueError: As :class:`Coupling` and :class:`DeepSigmoid`.
@@ -319,11 +303,7 @@ class RQSplineCoupling(Coupling):
         shape: The event's shape.
         n_bins: Bins of each active coordinate's spline.
         interval: The spline acts on [-interval, interval]; outside it is the identity.
-        mask: As for :class:`Coupling`.
-        conditioner: As for :class:`Coupling`.
-        cond_dim: As for :class:`Coupling`.
-        nn_width: As for :class:`Coupling`.
-        nn_depth: As for :class:`Coupling`.
+        **options: mask, conditioner, cond_dim, nn_width and nn_depth of :class:`Coupling`.
 
     Raises:
         ValueError: As :class:`Coupling` and :class:`RQSpline`.

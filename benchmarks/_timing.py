@@ -1,0 +1,24 @@
+"""How the benchmarks time: functions in turn, so that a slow minute slows them all."""
+
+import statistics
+import time
+
+import jax
+
+
+def seconds(functions, rounds=15, budget=10.0):
+    """The median time of each, taken in turn; the first round, which compiles, does not count.
+
+    After ``budget`` seconds no new round begins, but there are at least three.
+    """
+    times = [[] for _ in functions]
+    begin = time.perf_counter()
+    for round_ in range(rounds + 1):
+        if round_ > 3 and time.perf_counter() - begin > budget:
+            break
+        for f, record in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(f())
+            if round_:
+                record.append(time.perf_counter() - start)
+    return [statistics.median(record) for record in times]

@@ -24,9 +24,9 @@ from _timing import seconds
 from flowjax.bijections import RationalQuadraticSpline
 from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow
-from paramax import NonTrainable
 
 import gauss_flows as gf
+from gauss_flows.base import split_parameters
 
 CASES = ((2, 4096), (16, 4096), (64, 1024))
 LAYERS, WIDTH, DEPTH, BINS, INTERVAL = 8, 64, 2, 8, 4.0
@@ -36,9 +36,7 @@ RIVALS = ("floor", "flowjax", "zuko", "normflows")
 
 def split(tree):
     """The parameters, and the function that puts them back."""
-    params, static = eqx.partition(
-        tree, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
-    )
+    params, static = split_parameters(tree)
     return params, lambda params: eqx.combine(params, static)
 
 

@@ -26,9 +26,9 @@ from flowjax.bijections import Chain, Invert
 from flowjax.distributions import Transformed
 from flowjax.train import fit_to_data
 from flowjax.train.losses import MaximumLikelihoodLoss
-from paramax import NonTrainable
 
 import gauss_flows as gf
+from gauss_flows.base import split_parameters
 
 STEPS, BATCH, POINTS = 1200, 512, 3000
 
@@ -65,9 +65,7 @@ def unrolled(flow):
 
 
 def python_loop(flow, x, steps, batch_size):
-    params, static = eqx.partition(
-        flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
-    )
+    params, static = split_parameters(flow)
     optimizer = adam(steps)
 
     @partial(jax.jit, donate_argnums=(0, 1))

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array
+from paramax import NonTrainable
 
 
 def expect(ok: bool, name: str, expected: str, got: Any) -> None:
@@ -42,6 +43,11 @@ def expect_whole(name: str, value: Any, at_least: int) -> int:
     whole = hasattr(value, "__index__") and not isinstance(value, bool)
     expect(whole and int(value) >= at_least, name, f"be a whole number ≥ {at_least}", repr(value))
     return int(value)
+
+
+def split_parameters(tree: Any) -> tuple[Any, Any]:
+    """What training moves, and the rest; whatever is in ``paramax.NonTrainable`` belongs to the rest."""
+    return eqx.partition(tree, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable))
 
 
 class Bijection(AbstractBijection):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from paramax import NonTrainable, unwrap
 
 from gauss_flows import conditioners, masks
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
+from gauss_flows.base import Bijection, expect, expect_shape, expect_whole, split_parameters
 from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline, exp_affine
 
 
@@ -90,9 +90,7 @@ class Coupling(Bijection):
         self._passive = tuple(np.flatnonzero(flat_mask).tolist())
         self._active = tuple(np.flatnonzero(~flat_mask).tolist())
 
-        theta, rest = eqx.partition(
-            bijector, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
-        )
+        theta, rest = split_parameters(bijector)
         vector, unravel = ravel_pytree(theta)
         self._theta = NonTrainable(vector)
         leaves, structure = jax.tree.flatten(rest)

@@ -17,11 +17,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
-from paramax import NonTrainable
 from tqdm import tqdm
 
 from gauss_flows import io
-from gauss_flows.base import expect, expect_whole
+from gauss_flows.base import expect, expect_whole, split_parameters
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -233,9 +232,7 @@ def _run(
         named = NamedSharding(sharding, PartitionSpec(sharding.axis_names[0]))
     settings = _Settings(steps, chunk, batch_size, clip_norm, float(average), optimizer, loss, named)
 
-    params, static = eqx.partition(
-        flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
-    )
+    params, static = split_parameters(flow)
     state = _start(key, params, settings, len(x), many)
     rates = jnp.asarray(np.broadcast_to(rate, (many,) if many else ()), float)
     data = (x, condition, rates, n_val, static, settings, many)

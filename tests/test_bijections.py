@@ -16,6 +16,7 @@ from jax.test_util import check_grads
 from paramax import NonTrainable, unwrap
 
 import gauss_flows as gf
+from gauss_flows.base import split_parameters
 
 
 @dataclass
@@ -201,9 +202,7 @@ def test_gradients_of_the_inverse(case):
     """In the input, the parameters and the condition, against finite differences."""
     with jax.enable_x64(True):
         bijection = case.make(jr.key(0))
-        params, static = eqx.partition(
-            bijection, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable)
-        )
+        params, static = split_parameters(bijection)
         params = jax.tree.map(
             lambda a: a + 0.1 * jr.normal(jr.key(3), a.shape, a.dtype), params
         )  # not at a special point

@@ -9,6 +9,9 @@ from gauss_flows import base, bijectors, checks, conditioners, coupling, masks, 
 # Depth and stability
 from gauss_flows.actnorm import ActNorm1D, data_init
 
+# MAF and IAF
+from gauss_flows.autoregressive import MaskedAutoregressive
+
 # What every layer is
 from gauss_flows.base import Bijection
 
@@ -25,12 +28,12 @@ from gauss_flows.coupling import (
     MixtureGaussianCDFCoupling,
     RQSplineCoupling,
 )
-from gauss_flows.flows import coupling_flow
+from gauss_flows.flows import coupling_flow, iaf, maf
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.masks import reachability
 from gauss_flows.targets import kl_divergence
-from gauss_flows.train import FitResult, NonFiniteLoss, fit, fit_many
+from gauss_flows.train import FitResult, NonFiniteLoss, distill, fit, fit_many
 
 __version__ = "0.1.0"
 
@@ -47,6 +50,7 @@ __all__ = [
     "FitResult",
     "HouseholderRotation",
     "LULinear",
+    "MaskedAutoregressive",
     "MixtureGaussianCDF",
     "MixtureGaussianCDFCoupling",
     "NonFiniteLoss",
@@ -62,10 +66,13 @@ __all__ = [
     "coupling",
     "coupling_flow",
     "data_init",
+    "distill",
     "fit",
     "fit_many",
+    "iaf",
     "kl_divergence",
     "load",
+    "maf",
     "masks",
     "numerics",
     "reachability",

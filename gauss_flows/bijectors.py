@@ -1,6 +1,7 @@
 """The first choice: which monotone map of the real line. Scalar bijections, shape ()."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from flowjax.bijections import Affine
+from flowjax.bijections import AbstractBijection, Affine
+from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp
 from jaxtyping import Array, ArrayLike, Float
-from paramax import Parameterize
+from paramax import NonTrainable, Parameterize, unwrap
 
-from gauss_flows.base import Bijection, expect, expect_whole
+from gauss_flows.base import Bijection, expect, expect_whole, split_parameters
 from gauss_flows.numerics import (
     LOG_HALF,
     LOG_SQRT_2PI,
@@ -24,6 +26,62 @@ from gauss_flows.numerics import (
     normal_tails,
     solve_monotone,
 )
+
+
+class Family(eqx.Module):
+    r"""All maps that a scalar bijector becomes when its P parameters are set from outside.
+
+    This is what a conditioner steers. Parameters in ``paramax.NonTrainable`` stay as they are.
+
+    Args:
+        bijector: Any unconditional scalar bijection, shape ().
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp
+        >>> family = gf.bijectors.Family(gf.Affine())
+        >>> family.size, family.theta(jnp.zeros((3, 2))).shape
+        (2, (3, 2))
+    """
+
+    # In pieces, which no optimiser and no unwrapping touches before the bijector is rebuilt.
+    _theta: Any  # Float[Array, " P"], in NonTrainable
+    _rest: list[Any]
+    _rebuild: tuple[Callable, Any] = eqx.field(static=True)
+
+    def __init__(self, bijector: AbstractBijection):
+        kind = type(bijector).__name__
+        expect(isinstance(bijector, AbstractBijection), "bijector", "be a flowjax bijection", kind)
+        expect(bijector.shape == (), "bijector", "be scalar, of shape ()", bijector.shape)
+        expect(bijector.cond_shape is None, "bijector", "be unconditional", bijector.cond_shape)
+        theta, rest = split_parameters(bijector)
+        vector, unravel = ravel_pytree(theta)
+        self._theta = NonTrainable(vector)
+        leaves, structure = jax.tree.flatten(rest)
+        self._rest = [NonTrainable(a) if eqx.is_array(a) else a for a in leaves]
+        self._rebuild = (unravel, structure)
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return unwrap(self._theta).shape[-1]
+
+    def theta(self, out: Float[Array, "B P"]) -> Float[Array, "B P"]:
+        """Parameters from a network's output: for zeros, those of the bijector as given."""
+        return out + unwrap(self._theta)[None, :]
+
+    def __call__(self, theta: Float[Array, " P"]) -> AbstractBijection:
+        """The bijector with parameters ``theta``."""
+        unravel, structure = self._rebuild
+        return eqx.combine(unravel(theta), jax.tree.unflatten(structure, unwrap(self._rest)))
+
+    def apply(
+        self, method: str, theta: Float[Array, "B P"], x: Float[Array, " B"]
+    ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        """``transform_and_log_det`` or ``inverse_and_log_det`` of B numbers, each with its own map."""
+        return jax.vmap(lambda p, v: getattr(self(p), method)(v))(theta, x)
 
 
 def soft_clip(raw: Array, bound: float) -> Array:
@@ -417,4 +475,4 @@ class RQSpline(Bijection):
         return 2 * jnp.log(s / below) + jnp.log(top)
 
 
-__all__ = ["Affine", "DeepSigmoid", "MixtureGaussianCDF", "RQSpline", "exp_affine", "soft_clip"]
+__all__ = ["Affine", "DeepSigmoid", "Family", "MixtureGaussianCDF", "RQSpline", "exp_affine", "soft_clip"]

@@ -5,17 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flowjax.bijections import AbstractBijection, Loc
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from paramax import NonTrainable, unwrap
 
 from gauss_flows import conditioners, masks
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole, split_parameters
-from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline, exp_affine
+from gauss_flows.base import Bijection, expect_shape, expect_whole
+from gauss_flows.bijectors import Affine, DeepSigmoid, Family, MixtureGaussianCDF, RQSpline, exp_affine
 
 
 class Coupling(Bijection):
@@ -60,10 +57,7 @@ class Coupling(Bijection):
     conditioner: Callable[[Array], Array]
     _passive: tuple[int, ...] = eqx.field(static=True)
     _active: tuple[int, ...] = eqx.field(static=True)
-    # The bijector in pieces, which no optimiser and no unwrapping touches before it is rebuilt.
-    _theta: Any  # Float[Array, " P"], in NonTrainable
-    _rest: list[Any]
-    _rebuild: tuple[Callable, Any] = eqx.field(static=True)
+    _family: Family
 
     def __init__(
         self,
@@ -78,29 +72,17 @@ class Coupling(Bijection):
         nn_depth: int = 2,
     ):
         self.shape = expect_shape(shape)
-        expect(
-            isinstance(bijector, AbstractBijection), "bijector", "be a flowjax bijection",
-            type(bijector).__name__,
-        )  # fmt: skip
-        expect(bijector.shape == (), "bijector", "be scalar, of shape ()", bijector.shape)
-        expect(bijector.cond_shape is None, "bijector", "be unconditional", bijector.cond_shape)
+        self._family = Family(bijector)
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
 
         flat_mask = masks.as_mask(mask, self.shape).ravel()
         self._passive = tuple(np.flatnonzero(flat_mask).tolist())
         self._active = tuple(np.flatnonzero(~flat_mask).tolist())
 
-        theta, rest = split_parameters(bijector)
-        vector, unravel = ravel_pytree(theta)
-        self._theta = NonTrainable(vector)
-        leaves, structure = jax.tree.flatten(rest)
-        self._rest = [NonTrainable(a) if eqx.is_array(a) else a for a in leaves]
-        self._rebuild = (unravel, structure)
-
         self.conditioner = conditioners.make(
             conditioner if conditioner is not None else conditioners.mlp(nn_width, nn_depth),
             len(self._passive) + (cond_dim or 0),
-            len(self._active) * vector.size,
+            len(self._active) * self._family.size,
             key=key,
         )
 
@@ -113,9 +95,7 @@ class Coupling(Bijection):
 
     def bijector(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """The scalar bijector with parameters ``theta``, as the layer would use it."""
-        unravel, structure = self._rebuild
-        rest = jax.tree.unflatten(structure, unwrap(self._rest))
-        return eqx.combine(unravel(theta), rest)
+        return self._family(theta)
 
     def theta(
         self, passive: Float[Array, " A"], condition: Float[Array, " C"] | None = None
@@ -127,8 +107,7 @@ class Coupling(Bijection):
             condition: The external condition, where the layer has one.
         """
         inputs = passive if condition is None else jnp.concatenate([passive, condition])
-        out = self.conditioner(inputs).reshape(len(self._active), -1)
-        return out + unwrap(self._theta)[None, :]
+        return self._family.theta(self.conditioner(inputs).reshape(len(self._active), -1))
 
     def transform_and_log_det(self, x, condition=None):
         return self._apply("transform_and_log_det", x, condition)
@@ -140,8 +119,7 @@ class Coupling(Bijection):
         flat = event.ravel()
         passive, active = _take(flat, self._passive), _take(flat, self._active)
         theta = self.theta(passive, condition)
-        scalar = lambda p, x: getattr(self.bijector(p), method)(x)
-        out, log_det = jax.vmap(scalar)(theta, active)
+        out, log_det = self._family.apply(method, theta, active)
         return _join(passive, out, self._passive, self._active).reshape(self.shape), log_det.sum()
 
 

@@ -319,23 +319,41 @@ class DeepSigmoid(Bijection):
         return logsumexp(lower) - logsumexp(upper), jnp.sum(rates * shares)
 
     def _solve(self, y):
-        """The inverse and its number of steps, for use without derivatives."""
+        """The inverse and its number of steps, for use without derivatives.
+
+        As in :class:`MixtureGaussianCDF`: in the lower tail by symmetry, relative to the largest term, two
+        exponentials a component.
+        """
+        mirror = jnp.where(y < 0, 1.0, -1.0).astype(y.dtype)
+        y, means = mirror * y, mirror * self.means
         scales = jnp.exp(self.log_scales)
-        ends = self.means + scales * y
+        ends = means + scales * y
         lower, upper = ends.min(), ends.max()
+        log_weights = self.logits - logsumexp(self.logits)
+        weights = jnp.exp(log_weights)
 
         def residual_and_slope(x):
-            value, slope = self._value_and_slope(x)
-            return value - y, slope
+            t = (x - means) / scales
+            negative, small = t < 0, jnp.exp(-jnp.abs(t))
+            large = 1 / (1 + small)
+            log_size = log_weights + jnp.where(negative, t, 0)
+            top = log_size.max()
+            below = jnp.exp(log_size - top) * large
+            other = jnp.where(negative, large, small * large)
+            total = below.sum()
+            above = jnp.maximum(jnp.sum(weights * other), jnp.finfo(y.dtype).tiny)
+            residual = top + jnp.log(total) - jnp.log(above) - y
+            return residual, jnp.sum(below * other / scales) / (total * above)
 
-        return solve_monotone(
+        x, steps = solve_monotone(
             residual_and_slope,
             lower,
             upper,
-            jnp.clip(jnp.sum(jax.nn.softmax(self.logits) * ends), lower, upper),
+            jnp.clip(jnp.sum(weights * ends), lower, upper),
             scale=scales.min(),
-            tolerance=4 * jnp.finfo(y.dtype).eps * (1 + jnp.abs(y)),
+            tolerance=4 * jnp.finfo(y.dtype).eps * (1 - y),
         )
+        return mirror * x, steps
 
 
 def _components(n_components, weights, means, scales, log_scale_bound, spread, unit):

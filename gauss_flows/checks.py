@@ -140,7 +140,8 @@ def check_bijection(
     It checks the round trip in both directions, the log-determinant against that of the autodiff
     Jacobian, the two directions' log-determinants against each other, and which entries of the
     Jacobian are not zero. A bijection with a ``mask`` is also held to it: passive coordinates must come
-    through unchanged, to the last bit, and no active one may read another.
+    through unchanged, to the last bit, and no active one may read another. One with an ``order`` must have
+    each element read itself and elements of smaller rank alone.
 
     Without ``atol`` the bounds follow the type and the map, coordinate by coordinate, so that one
     steep coordinate excuses no other. With :math:`\epsilon` a hundred times the
@@ -223,6 +224,10 @@ def check_bijection(
     if mask is not None and np.shape(mask) == bijection.shape:
         unchanged = (found["z"] == found["x"]).all(axis=0)
         lines.append(_mask_line(pattern, unchanged, np.asarray(mask).ravel()))
+
+    ranks = getattr(bijection, "order", None)
+    if ranks is not None and np.shape(ranks) == bijection.shape:
+        lines.append(_order_line(pattern, np.asarray(ranks).ravel()))
 
     title = f"{type(bijection).__name__}, event {bijection.shape}, "
     title += f"{n:,} point{'s' if n > 1 else ''}, {xs.dtype}"
@@ -361,6 +366,15 @@ def _mask_line(pattern, unchanged, passive) -> Line:
         [] if apart else ["an active coordinate reads another"]
     )
     return Line("mask", " and ".join(wrong), None, False)
+
+
+def _order_line(pattern, ranks) -> Line:
+    allowed = (ranks[None, :] < ranks[:, None]) | np.eye(len(ranks), dtype=bool)
+    later = pattern & ~allowed
+    if not later.any():
+        return Line("order", "each reads itself and smaller ranks only", None, True)
+    i, j = np.argwhere(later)[0]
+    return Line("order", f"element {i} reads element {j}, which is not before it", None, False)
 
 
 __all__ = ["CheckError", "Line", "Report", "check", "check_bijection"]

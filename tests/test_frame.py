@@ -158,7 +158,7 @@ def test_every_public_name_is_in_the_api_reference():
     assert missing == []
 
 
-def faulty(transform=None, inverse=None, mask=None):
+def faulty(transform=None, inverse=None, mask=None, order=None):
     """z = 2 x on two coordinates, with one thing wrong."""
     import jax.numpy as jnp
 
@@ -176,6 +176,8 @@ def faulty(transform=None, inverse=None, mask=None):
 
     if mask is not None:
         Double.mask = mask
+    if order is not None:
+        Double.order = order
     return Double()
 
 
@@ -194,6 +196,9 @@ def faults():
             lambda x: (sheared(1)(x)[0][::-1], jnp.zeros(())),
             lambda y: sheared(-1)(y[::-1]),
             mask=np.array([False, False]),
+        ),
+        "element 1 reads element 0, which is not before it": faulty(
+            sheared(1), sheared(-1), order=np.array([1, 0])
         ),
         # One steep coordinate must not excuse another: reviewers' cases.
         "log-det vs. autodiff ": faulty(

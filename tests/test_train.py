@@ -14,6 +14,8 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from flowjax.bijections import Affine
+from flowjax.distributions import Normal, Transformed
 
 import gauss_flows as gf
 from gauss_flows import train
@@ -260,6 +262,39 @@ def test_fit_refuses_before_the_first_step(change, message, monkeypatch):
     options = {"x": np.ones((50, 2)), "batch_size": 8, "steps": 3} | change
     with pytest.raises(ValueError, match=message):
         gf.fit(jr.key(0), small(), options.pop("x"), **options)
+
+
+@pytest.mark.parametrize("loss", ["reverse_kl", "output"])
+def test_distillation_brings_the_student_to_the_teacher(loss):
+    """A Gaussian teacher, so that both divergences are known; the teacher is left alone."""
+    shift = Affine(jnp.array([1.0, -2.0]), jnp.array([2.0, 0.5]))
+    teacher = Transformed(Normal(jnp.zeros(2)), shift)
+    before = [np.array(a) for a in leaves(teacher)]
+    student = gf.iaf(jr.key(0), 2, layers=2, bijector=gf.Affine(), nn_width=8)
+    options = {"steps": 400, "batch_size": 128, "n_noise": 2000, "progress": False}
+    result = gf.distill(jr.key(1), teacher, student, loss=loss, **options)
+    x = data(5000)
+    kl = float((teacher.log_prob(x) - eqx.filter_jit(result.flow.log_prob)(x)).mean())
+    assert -0.02 < kl < 0.05
+    assert 0 <= result.val_loss[-1] + 0.02 < 0.1
+    assert all((a == b).all() for a, b in zip(before, leaves(teacher), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "forward"}, "`loss` must be one of"),
+        ({"teacher": gf.Affine()}, "`teacher` must be a flowjax Transformed; got Affine"),
+        ({"student": gf.maf(jr.key(0), 3, layers=1, nn_width=4)}, r"`student` must have the teacher's shape"),
+        ({"student": gf.maf(jr.key(0), 2, cond_dim=1, nn_width=4)}, "`student` must have no condition"),
+        ({"condition": jnp.ones((2, 1))}, "`condition` must be left out"),
+        ({"n_noise": 0}, "`n_noise` must be a whole number ≥ 2"),
+    ],
+)
+def test_distill_refuses(change, message):
+    arguments = {"teacher": small(), "student": small()} | change
+    with pytest.raises(ValueError, match=message):
+        gf.distill(jr.key(0), arguments.pop("teacher"), arguments.pop("student"), **arguments)
 
 
 def test_coupling_flow_mixings_and_refusals():

@@ -1,6 +1,6 @@
-"""The inverse of the mixture CDF against its forward pass and against bisection, in one run.
+"""The solved inverses, mixture CDF and deep sigmoid, against their forward passes and bisection, in one run.
 
-    make bench    or    python benchmarks/mixture_inverse.py
+    make bench    or    python benchmarks/solved_inverses.py
 
 4,096 points, 8 components, transform_and_log_det and inverse_and_log_det, both compiled. Three
 kinds of mixture: as initialised, perturbed, and hard (well-separated components of very different
@@ -9,6 +9,7 @@ weights and widths). Prints ratios: absolute times differ from machine to machin
 
 import platform
 from functools import partial
+from itertools import product
 
 import equinox as eqx
 import jax
@@ -22,10 +23,10 @@ import gauss_flows as gf
 POINTS, COMPONENTS = 4096, 8
 
 
-def mixtures(spread):
+def mixtures(kind, spread):
     keys = jr.split(jr.key(0), 3)
     shape = (POINTS, COMPONENTS)
-    base = gf.MixtureGaussianCDF(COMPONENTS)
+    base = kind(COMPONENTS)
     build = lambda logits, means, raw: eqx.tree_at(
         lambda b: (b.logits, b.means, b.log_scales), base, (logits, means, raw)
     )
@@ -56,21 +57,20 @@ def main():
     inverse = jax.jit(jax.vmap(lambda b, z: b.inverse_and_log_det(z)))
     count = jax.jit(jax.vmap(lambda b, z: unwrap(b)._solve(z)[1]))
     halve = jax.jit(jax.vmap(lambda b, z: bisection(b, z, 24)))  # width 2^-24: about 1e-6
-    print("type     mixture      steps: median, most  inverse/forward  bisection/forward")
-    for x64 in (False, True):
+    print("bijector            type     mixture      steps: median, most  inverse/forward  bisection/forward")
+    spreads = (("initial", 0.0), ("perturbed", 0.2), ("hard", 1.0))
+    for kind, x64, (name, spread) in product((gf.MixtureGaussianCDF, gf.DeepSigmoid), (False, True), spreads):
         with jax.enable_x64(x64):
             z = jr.normal(jr.key(4), (POINTS,))
-            for name, spread in (("initial", 0.0), ("perturbed", 0.2), ("hard", 1.0)):
-                b = mixtures(spread)
-                x, _ = inverse(b, z)
-                fwd, inv, bis = seconds(
-                    [partial(forward, b, x), partial(inverse, b, z), partial(halve, b, z)]
-                )
-                steps = count(b, z)
-                print(
-                    f"{z.dtype!s:<8} {name:<12} {int(jnp.median(steps)):>6}, {int(steps.max()):<12}"
-                    f" {inv / fwd:<16.1f} {bis / fwd:.1f}"
-                )
+            b = mixtures(kind, spread)
+            x, _ = inverse(b, z)
+            fwd, inv, bis = seconds([partial(forward, b, x), partial(inverse, b, z), partial(halve, b, z)])
+            steps = count(b, z)
+            print(
+                f"{kind.__name__:<19} {z.dtype!s:<8} {name:<12} {int(jnp.median(steps)):>6},"
+                f" {int(steps.max()):<12} {inv / fwd:<16.1f} {bis / fwd:.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

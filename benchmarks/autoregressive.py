@@ -90,10 +90,10 @@ def main():
             show(f"ours, {name}", *pair(make(bijector), x[:batch]))
             layer = trained(make(bijector), x)
             show(f"ours, {name}, trained", *pair(layer, x[:batch]))
-            weights = eqx.filter(layer, eqx.is_array)
             for method in ("jacobi", "sequential") if name == "affine" else ():
-                rest = eqx.filter(make(bijector, method), eqx.is_array, inverse=True)
-                show(f"ours, {name}, trained, {method}", *pair(eqx.combine(weights, rest), x[:batch]))
+                other = jax.tree.structure(make(bijector, method))
+                other = jax.tree.unflatten(other, jax.tree.leaves(layer))  # the same weights
+                show(f"ours, {name}, trained, {method}", *pair(other, x[:batch]))
         rival = fb.MaskedAutoregressive(
             jr.key(1), transformer=fb.Affine(), dim=dim, nn_width=width, nn_depth=2
         )

@@ -16,6 +16,7 @@ from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
 from gauss_flows.bijectors import Family
 
 _INVERSES = ("incremental", "sequential", "jacobi")
+_LOOPS = 4  # of the incremental inverse; more read less and compile longer
 
 
 class MaskedAutoregressive(Bijection):
@@ -200,7 +201,8 @@ class MaskedAutoregressive(Bijection):
 
         A step writes a window of the sorted units, wide enough for any degree. Where a degree has fewer
         units, the window's tail holds units of the next, whose turn has not come: the masks hide them until
-        the next step writes them again.
+        the next step writes them again. The steps run in a few loops, each over no more of the units than it
+        can have reached: what is not known yet need not be read.
         """
         made, size, parts = self.conditioner, len(y), self._family.size
         by_rank = np.argsort(self._ranks, kind="stable")
@@ -210,10 +212,10 @@ class MaskedAutoregressive(Bijection):
 
         # Columns in the order of the buffers below, whose last places only catch the windows' tails.
         columns = [np.append(size + np.arange(extra), by_rank), *map(np.arange, map(len, made.degrees[1:-1]))]
-        tails = [width - 1, *(count - 1 for count, _ in spans)]
+        ends = [extra + first + width, *(starts + count for count, starts in spans)]
         weights = [
-            jnp.pad(w[:, order], ((0, 0), (0, tail)))
-            for w, order, tail in zip(made.weights, columns, tails, strict=True)
+            jnp.pad(w[:, order], ((0, 0), (0, end[-1] - len(order))))
+            for w, order, end in zip(made.weights, columns, ends, strict=True)
         ]
         biases = [layer.bias for layer in made.layers]
         outputs = (by_rank[:, None] * parts + np.arange(parts)).ravel()
@@ -236,10 +238,20 @@ class MaskedAutoregressive(Bijection):
             buffers[0] = lax.dynamic_update_slice(buffers[0], new, (now["at"][0],))
             return tuple(buffers), (new, log_det)
 
-        start = [jnp.zeros(w.shape[1], y.dtype) for w in weights]
+        buffers, found = [jnp.zeros(0, y.dtype) for _ in ends], []
         if condition is not None:
-            start[0] = start[0].at[:extra].set(condition)
-        _, found = lax.scan(step, tuple(start), steps)
+            buffers[0] = condition
+        for part in np.array_split(np.arange(self.passes), _LOOPS if self.passes >= 4 * _LOOPS else 1):
+            cuts = [int(end[part[-1]]) for end in ends]
+            buffers = [jnp.pad(b, (0, cut - len(b))) for b, cut in zip(buffers, cuts, strict=True)]
+            now = jax.tree.map(lambda a, part=part: a[part[0] : part[-1] + 1], steps)
+            hidden = zip(now["hidden"], cuts[:-1], strict=True)
+            now["hidden"] = [(w[..., :cut], bias) for (w, bias), cut in hidden]
+            now["last"] = now["last"][..., : cuts[-1]]
+            known, new = lax.scan(step, tuple(buffers), now)
+            buffers = list(known)
+            found.append(new)
+        found = [jnp.concatenate(loops) for loops in zip(*found, strict=True)]
         ranks = np.array(self._ranks)
         place = np.empty(size, int)
         place[by_rank] = np.arange(size)

@@ -117,7 +117,7 @@ class MaskedAutoregressive(Bijection):
 
     @property
     def order(self) -> Int[np.ndarray, "*shape"]:
-        """Each element's rank, 0, 1, …: it reads the elements of smaller rank."""
+        """The rank of each element, from 0 up. An element reads those of smaller rank."""
         return np.array(self._ranks).reshape(self.shape)
 
     @property

@@ -8,6 +8,7 @@ chapter draws the file and runs one cell of it again.
 
 import csv
 import datetime
+import functools
 import platform
 import time
 from pathlib import Path
@@ -145,10 +146,21 @@ def mean_log_prob(flows, x):
     return eqx.filter_vmap(of_one)(flows)
 
 
-def train(name, kind, width, keys):
-    """Nats below the truth on training and on fresh points, one a key."""
+@functools.cache
+def data(name):
+    """Training points, and what is judged: points with the truth's mean log-density."""
     x = points(name, jr.key(0), POINTS)
     fresh = points(name, jr.key(1), FRESH)
+    truth = jax.jit(target(name).log_prob)
+    # of one shape, so that they share one compilation
+    return x, [
+        (part, float(truth(part).mean())) for part in (x[:FRESH], fresh)
+    ]
+
+
+def train(name, kind, width, keys):
+    """Nats below the truth on training and on fresh points, one a key."""
+    x, judged = data(name)
     flows = gf.fit_many(
         keys,
         lambda key: layer_flow(key, name, kind, width),
@@ -158,10 +170,9 @@ def train(name, kind, width, keys):
         learning_rate=RATE,
         progress=False,
     ).flow
-    truth = jax.jit(target(name).log_prob)
     return [
-        float(truth(data).mean()) - np.asarray(mean_log_prob(flows, data))
-        for data in (x[:FRESH], fresh)  # of one shape: one compilation
+        truth - np.asarray(mean_log_prob(flows, part))
+        for part, truth in judged
     ]
 
 

@@ -1,6 +1,6 @@
 """The sweeps behind the chapter "MAF and IAF": too long for a notebook.
 
-    python book/sweeps/maf_iaf.py              all, about fifteen minutes on two cores
+    python book/sweeps/maf_iaf.py              all, about half an hour on two cores
     python book/sweeps/maf_iaf.py cost         (or: fits, dial, sampling, distill)
 
 Each writes a CSV beside this file, which names the versions, the machine and the date. The chapter

@@ -189,6 +189,15 @@ CASES: dict[str, Case] = {
     ),
 }
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """These programs run once on few points: compiling them is nearly all the time, so optimise less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 N = 64
 
 

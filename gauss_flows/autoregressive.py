@@ -97,14 +97,13 @@ class MaskedAutoregressive(Bijection):
         self._ranks = _ranks(self.shape, order, passes)
         if conditioner is None:
             conditioner = conditioners.made(nn_width, nn_depth)
-        masked = isinstance(conditioner, conditioners.Made)
-        size, out = len(self._ranks), len(self._ranks) * self._family.size
-        if isinstance(conditioner, conditioners.Made):
-            inputs = self._ranks + (-1,) * (cond_dim or 0)
-            outputs = tuple(np.repeat(np.array(self._ranks) - 1, self._family.size).tolist())
+        # The degree of each of the network's inputs and outputs; a network without masks needs their numbers.
+        inputs = self._ranks + (-1,) * (cond_dim or 0)
+        outputs = tuple(np.repeat(np.array(self._ranks) - 1, self._family.size).tolist())
+        if masked := isinstance(conditioner, conditioners.Made):
             self.conditioner = conditioner(inputs, outputs, key=key)
         else:
-            self.conditioner = conditioners.make(conditioner, size + (cond_dim or 0), out, key=key)
+            self.conditioner = conditioners.make(conditioner, len(inputs), len(outputs), key=key)
         if inverse is None:
             inverse = "incremental" if masked else "sequential"
         expect(inverse in _INVERSES, "inverse", f"be one of {_INVERSES}", repr(inverse))
@@ -153,8 +152,8 @@ class MaskedAutoregressive(Bijection):
         if self.inverse_method == "incremental":
             x, log_det = self._incremental(flat, condition)
         else:
-            x = self._jacobi(flat, condition)[0] if self.inverse_method == "jacobi" else None
-            x = self._sequential(flat, condition) if x is None else x
+            at_once = self.inverse_method == "jacobi"
+            x = self._jacobi(flat, condition)[0] if at_once else self._sequential(flat, condition)
             _, log_det = self._family.apply("inverse_and_log_det", self.theta(x, condition), flat)
         return x.reshape(self.shape), log_det.sum()
 

@@ -210,45 +210,28 @@ class MixtureGaussianCDF(Bijection):
         return logsumexp(log_share + hazards - self.log_scales) - own
 
     def _solve(self, z):
-        """The inverse and its number of steps, for use without derivatives.
+        """The inverse and its number of steps, for use without derivatives."""
+        return _solve_mixture(self, z, self._equation)
 
-        By symmetry the equation is put in the lower tail. Inside the loop all is relative to the
-        largest term, so that nothing overflows, and one component costs two exponentials.
-        """
-        mirror = jnp.where(z < 0, 1.0, -1.0).astype(z.dtype)
-        z, means = mirror * z, mirror * self.means
-        scales = jnp.exp(self.log_scales)
-        ends = means + scales * z
-        lower, upper = ends.min(), ends.max()
-        log_weights = self.logits - logsumexp(self.logits)
-
-        def residual_and_slope(x):
-            u = (x - means) / scales
-            negative = u < 0
-            bell = -0.5 * u * u
-            log_size = log_weights + jnp.where(negative, bell, 0)
-            top = log_size.max()
-            size, bell = jnp.exp(log_size - top), jnp.exp(bell)
-            mills = mills_ratio(jnp.abs(u))
-            tail = jnp.sum(size * jnp.where(negative, mills, 1 - bell * mills))
-            density = jnp.sum(size * jnp.where(negative, 1, bell) / scales)
-            # log F is nearly quadratic in x, but T is nearly linear: take the residual on z.
-            # Above the median, where log F flattens, z goes on along its tangent.
-            log_f = top + jnp.log(tail)
-            current = ndtri_exp(jnp.minimum(log_f, LOG_HALF))
-            mills = mills_ratio(jnp.maximum(-current, 0))
-            current += jnp.maximum(log_f - LOG_HALF, 0) * math.exp(LOG_SQRT_2PI) * mills
-            return current - z, density / tail * mills
-
-        x, steps = solve_monotone(
-            residual_and_slope,
-            lower,
-            upper,
-            jnp.clip(jnp.sum(jnp.exp(log_weights) * ends), lower, upper),
-            scale=scales.min(),
-            tolerance=4 * jnp.finfo(z.dtype).eps * (1 - z),
-        )
-        return mirror * x, steps
+    @staticmethod
+    def _equation(x, z, log_weights, means, scales):
+        """T(x) - z in the lower tail, and its slope; relative to the largest term, so nothing overflows."""
+        u = (x - means) / scales
+        negative = u < 0
+        bell = -0.5 * u * u
+        log_size = log_weights + jnp.where(negative, bell, 0)
+        top = log_size.max()
+        size, bell = jnp.exp(log_size - top), jnp.exp(bell)
+        mills = mills_ratio(jnp.abs(u))
+        tail = jnp.sum(size * jnp.where(negative, mills, 1 - bell * mills))
+        density = jnp.sum(size * jnp.where(negative, 1, bell) / scales)
+        # log F is nearly quadratic in x, but T is nearly linear: take the residual on z.
+        # Above the median, where log F flattens, z goes on along its tangent.
+        log_f = top + jnp.log(tail)
+        current = ndtri_exp(jnp.minimum(log_f, LOG_HALF))
+        mills = mills_ratio(jnp.maximum(-current, 0))
+        current += jnp.maximum(log_f - LOG_HALF, 0) * math.exp(LOG_SQRT_2PI) * mills
+        return current - z, density / tail * mills
 
 
 class DeepSigmoid(Bijection):
@@ -319,41 +302,45 @@ class DeepSigmoid(Bijection):
         return logsumexp(lower) - logsumexp(upper), jnp.sum(rates * shares)
 
     def _solve(self, y):
-        """The inverse and its number of steps, for use without derivatives.
+        """The inverse and its number of steps, for use without derivatives."""
+        return _solve_mixture(self, y, self._equation)
 
-        As in :class:`MixtureGaussianCDF`: in the lower tail by symmetry, relative to the largest term, two
-        exponentials a component.
-        """
-        mirror = jnp.where(y < 0, 1.0, -1.0).astype(y.dtype)
-        y, means = mirror * y, mirror * self.means
-        scales = jnp.exp(self.log_scales)
-        ends = means + scales * y
-        lower, upper = ends.min(), ends.max()
-        log_weights = self.logits - logsumexp(self.logits)
-        weights = jnp.exp(log_weights)
+    @staticmethod
+    def _equation(x, y, log_weights, means, scales):
+        """T(x) - y and its slope, in the lower tail and relative to the largest term."""
+        t = (x - means) / scales
+        negative, small = t < 0, jnp.exp(-jnp.abs(t))
+        large = 1 / (1 + small)
+        log_size = log_weights + jnp.where(negative, t, 0)
+        top = log_size.max()
+        below = jnp.exp(log_size - top) * large
+        other = jnp.where(negative, large, small * large)
+        total = below.sum()
+        above = jnp.maximum(jnp.sum(jnp.exp(log_weights) * other), jnp.finfo(y.dtype).tiny)
+        residual = top + jnp.log(total) - jnp.log(above) - y
+        return residual, jnp.sum(below * other / scales) / (total * above)
 
-        def residual_and_slope(x):
-            t = (x - means) / scales
-            negative, small = t < 0, jnp.exp(-jnp.abs(t))
-            large = 1 / (1 + small)
-            log_size = log_weights + jnp.where(negative, t, 0)
-            top = log_size.max()
-            below = jnp.exp(log_size - top) * large
-            other = jnp.where(negative, large, small * large)
-            total = below.sum()
-            above = jnp.maximum(jnp.sum(weights * other), jnp.finfo(y.dtype).tiny)
-            residual = top + jnp.log(total) - jnp.log(above) - y
-            return residual, jnp.sum(below * other / scales) / (total * above)
 
-        x, steps = solve_monotone(
-            residual_and_slope,
-            lower,
-            upper,
-            jnp.clip(jnp.sum(weights * ends), lower, upper),
-            scale=scales.min(),
-            tolerance=4 * jnp.finfo(y.dtype).eps * (1 - y),
-        )
-        return mirror * x, steps
+def _solve_mixture(mixture, z, equation):
+    """The x with T(x) = z, and the number of steps, by Newton inside the components' exact bracket.
+
+    By symmetry the equation is put in the lower tail, where z is not positive.
+    """
+    mirror = jnp.where(z < 0, 1.0, -1.0).astype(z.dtype)
+    z, means = mirror * z, mirror * mixture.means
+    scales = jnp.exp(mixture.log_scales)
+    log_weights = mixture.logits - logsumexp(mixture.logits)
+    ends = means + scales * z
+    lower, upper = ends.min(), ends.max()
+    x, steps = solve_monotone(
+        lambda x: equation(x, z, log_weights, means, scales),
+        lower,
+        upper,
+        jnp.clip(jnp.sum(jnp.exp(log_weights) * ends), lower, upper),
+        scale=scales.min(),
+        tolerance=4 * jnp.finfo(z.dtype).eps * (1 - z),
+    )
+    return mirror * x, steps
 
 
 def _components(n_components, weights, means, scales, log_scale_bound, spread, unit):

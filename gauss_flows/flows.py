@@ -144,8 +144,11 @@ def maf(
         >>> gf.maf(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
+    base, layers = _base(dim), expect_whole("layers", layers, 1)
+    bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
     parts = (bijector, passes, cond_dim, conditioner, nn_width, nn_depth, inverse)
-    return Transformed(_base(dim), Invert(_autoregressive(key, dim, layers, parts)))
+    bijection = Scan(_autoregressive_layers(jr.split(key, layers), dim, *parts))
+    return Transformed(base, Invert(bijection))
 
 
 def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
@@ -181,16 +184,10 @@ def _base(dim):
     return non_trainable(Normal(jnp.zeros(expect_whole("dim", dim, 2))))
 
 
-def _autoregressive(key, dim, layers, parts):
-    keys = jr.split(key, expect_whole("layers", layers, 1))
-    return Scan(_autoregressive_layers(keys, dim, *parts))
-
-
 @eqx.filter_jit
 def _autoregressive_layers(keys, dim, bijector, passes, cond_dim, conditioner, nn_width, nn_depth, inverse):
     if conditioner is None:
         conditioner = made(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
-    bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
     options = {"passes": passes, "cond_dim": cond_dim, "inverse": inverse}
 
     def layer(key):

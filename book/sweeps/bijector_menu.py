@@ -9,23 +9,19 @@ versions, the machine and the date. The chapter draws the file and runs one cell
 mean something only while the machine does nothing else.
 """
 
-import csv
-import datetime
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import equinox as eqx
-import flowjax
 import gauss_flows as gf
 import jax
 import jax.random as jr
 import numpy as np
+from book.sweeps._common import mean_log_prob, seconds, write_table
 from gauss_flows.base import split_parameters
 
-HERE = Path(__file__).parent
 FLOWS = Path(tempfile.gettempdir()) / "bijector_menu_flows"
 TARGET = gf.targets.spiral().standardized()
 LAYERS, POINTS, STEPS, BATCH, SEEDS = 6, 10_000, 800, 256, 5
@@ -77,9 +73,8 @@ def fresh_points():
 def divergences(flows):
     """KL(target || flow) on fresh points, shape (m,)."""
     x = fresh_points()
-    of_one = lambda flow: flow.log_prob(x).mean()
-    scores = eqx.filter_jit(eqx.filter_vmap(of_one))(flows)
-    return float(TARGET.log_prob(x).mean()) - np.asarray(scores, float)
+    truth = float(TARGET.log_prob(x).mean())
+    return truth - np.asarray(mean_log_prob(flows, x), float)
 
 
 def pick(flows, i):
@@ -126,17 +121,6 @@ def run_couplings(flow, values, way):
     return jax.lax.scan(step, None, (arrays, values))[1]
 
 
-def seconds(*calls, repeats=150):
-    """The least time of each call, all taken in turn; the first round compiles."""
-    best = np.full(len(calls), np.inf)
-    for _ in range(repeats):
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best
-
-
 def times(flow, x):
     """Nanoseconds a point of all couplings, single precision: transform and inverse.
 
@@ -146,7 +130,7 @@ def times(flow, x):
     z = run_couplings(flow, h, "transform")
     transform = lambda: run_couplings(flow, h, "transform")
     inverse = lambda: run_couplings(flow, z, "inverse")
-    return 1e9 * seconds(transform, inverse) / len(x)
+    return 1e9 * np.array(seconds([transform, inverse])) / len(x)
 
 
 def round_trip(flow, x, kind):
@@ -166,18 +150,6 @@ def stack_like(name, width, keys):
     return eqx.filter_eval_shape(
         eqx.filter_vmap(make_flow(name, width)), keys
     )
-
-
-def write(name, fields, rows):
-    here = (
-        f"gauss_flows {gf.__version__}, jax {jax.__version__}, flowjax {flowjax.__version__}, Python"
-        f" {platform.python_version()}, {platform.system()} {platform.machine()}, {datetime.date.today()}"
-    )
-    with (HERE / name).open("w", newline="") as file:
-        file.write(f"# {here}\n")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(fields)
-        writer.writerows(rows)
 
 
 def sweep_train():
@@ -243,7 +215,7 @@ def sweep_measure():
         "forward_ns",
         "inverse_ns",
     ]
-    write("bijector_menu.csv", [*fields, "trip32", "trip64"], rows)
+    write_table("bijector_menu.csv", [*fields, "trip32", "trip64"], rows)
 
 
 if __name__ == "__main__":

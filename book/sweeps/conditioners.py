@@ -6,25 +6,20 @@ It writes conditioners.csv beside this file, which names the versions, the machi
 chapter draws the file and runs one cell of it again.
 """
 
-import csv
-import datetime
 import functools
-import platform
 import time
-from pathlib import Path
 
 import equinox as eqx
-import flowjax
 import gauss_flows as gf
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from book.sweeps._common import mean_log_prob, seconds, write_table
 from flowjax.bijections import Invert
 from flowjax.distributions import Normal, Transformed
 from paramax import non_trainable
 
-HERE = Path(__file__).parent
 PASSIVE, NOISE = 6, 0.25
 POINTS, FRESH, STEPS, BATCH, RATE, SEEDS = (
     40_000,
@@ -138,14 +133,6 @@ def points(name, key, n):
     return jax.jit(target(name).sample, static_argnums=1)(key, (n,))
 
 
-@eqx.filter_jit
-def mean_log_prob(flows, x):
-    """Of each of a stack of flows, shape (m,)."""
-    parts = x.reshape(20, -1, x.shape[1])
-    of_one = lambda flow: jax.lax.map(flow.log_prob, parts).mean()
-    return eqx.filter_vmap(of_one)(flows)
-
-
 @functools.cache
 def data(name):
     """Training points, and what is judged: points with the truth's mean log-density."""
@@ -176,8 +163,8 @@ def train(name, kind, width, keys):
     ]
 
 
-def step_times(name, sizes, repeats=60):
-    """Milliseconds of one gradient of one flow on 512 points, the best of many taken in turn."""
+def step_times(name, sizes):
+    """Milliseconds of one gradient of one flow on 512 points, the median of many taken in turn."""
     x = points(name, jr.key(2), 512)
     runs = {}
     for kind, width in sizes:
@@ -187,13 +174,11 @@ def step_times(name, sizes, repeats=60):
             -eqx.combine(p, static).log_prob(x).mean()
         )
         runs[kind, width] = (jax.jit(jax.grad(loss)), params)
-    best = dict.fromkeys(runs, np.inf)
-    for _ in range(repeats):
-        for which, (run, params) in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(params))
-            best[which] = min(best[which], time.perf_counter() - start)
-    return {which: 1000 * seconds for which, seconds in best.items()}
+    calls = [
+        functools.partial(run, params) for run, params in runs.values()
+    ]
+    times = seconds(calls, rounds=60, budget=60)
+    return {which: 1000 * t for which, t in zip(runs, times, strict=True)}
 
 
 def main():
@@ -214,26 +199,10 @@ def main():
                 )
             print(name, kind, width, size, np.round(np.median(gaps[1]), 3),
                   f"{times[kind, width]:.2f} ms, {time.time() - start:.0f} s", flush=True)  # fmt: skip
-    here = (
-        f"gauss_flows {gf.__version__}, jax {jax.__version__}, flowjax {flowjax.__version__}, Python"
-        f" {platform.python_version()}, {platform.system()} {platform.machine()}, {datetime.date.today()}"
+    fields = ["target", "kind", "width", "size", "seed"]
+    write_table(
+        "conditioners.csv", [*fields, "train", "fresh", "step_ms"], rows
     )
-    with (HERE / "conditioners.csv").open("w", newline="") as file:
-        file.write(f"# {here}\n")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "target",
-                "kind",
-                "width",
-                "size",
-                "seed",
-                "train",
-                "fresh",
-                "step_ms",
-            ]
-        )
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,17 @@ Each writes a CSV beside this file, which names the versions, the machine and th
 draws the files and runs one cell of each again.
 """
 
-import csv
-import datetime
-import platform
 import sys
 import time
-from pathlib import Path
 
 import equinox as eqx
-import flowjax
 import gauss_flows as gf
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from book.sweeps._common import mean_log_prob, write_table
 
-HERE = Path(__file__).parent
 TARGET_RAW = gf.targets.spiral()
 TARGET = TARGET_RAW.standardized()
 POINTS, STEPS, BATCH = 3000, 1200, 512
@@ -55,12 +50,6 @@ def fresh_points():
     return TARGET.sample(jr.key(101), (20_000,))
 
 
-def mean_log_prob(flows, x):
-    """Of each of a stack of flows, shape (m,)."""
-    of_one = lambda flow: flow.log_prob(x).mean()
-    return np.asarray(eqx.filter_jit(eqx.filter_vmap(of_one))(flows), float)
-
-
 def train_depth(layers, keys):
     """Spline flows by the package's defaults, one a key: (flows, nats below the data's entropy)."""
     make = lambda key: gf.coupling_flow(key, 2, layers=layers)
@@ -71,7 +60,7 @@ def train_depth(layers, keys):
     gaps = {}
     for name, points in (("train", x), ("test", fresh_points())):
         truth = float(TARGET.log_prob(points).mean())
-        gaps[name] = truth - mean_log_prob(flows, points)
+        gaps[name] = truth - np.asarray(mean_log_prob(flows, points), float)
     return flows, gaps
 
 
@@ -125,18 +114,6 @@ def train_stack(guard, depth, rates, keys):
     return np.where(result.failed_step >= 0, np.nan, loss)
 
 
-def write(name, fields, rows):
-    here = (
-        f"gauss_flows {gf.__version__}, jax {jax.__version__}, flowjax {flowjax.__version__}, Python"
-        f" {platform.python_version()}, {platform.system()} {platform.machine()}, {datetime.date.today()}"
-    )
-    with (HERE / name).open("w", newline="") as file:
-        file.write(f"# {here}\n")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(fields)
-        writer.writerows(rows)
-
-
 def sweep_depth():
     rows = []
     for layers in LAYERS:
@@ -153,7 +130,9 @@ def sweep_depth():
         medians = [round(float(np.median(gap)), 3) for gap in gaps.values()]
         print(layers, medians, f"{time.time() - start:.0f} s", flush=True)
     names = [f"float{64 if x64 else 32}_{scale}" for x64, scale in errors]
-    write("depth.csv", ["layers", "seed", "train", "test", *names], rows)
+    write_table(
+        "depth.csv", ["layers", "seed", "train", "test", *names], rows
+    )
 
 
 def sweep_stability():
@@ -177,7 +156,9 @@ def sweep_stability():
                 np.round(np.median(losses.reshape(-1, seeds), axis=1), 2),
                 flush=True,
             )
-    write("stability.csv", ["guard", "depth", "rate", "seed", "loss"], rows)
+    write_table(
+        "stability.csv", ["guard", "depth", "rate", "seed", "loss"], rows
+    )
 
 
 if __name__ == "__main__":

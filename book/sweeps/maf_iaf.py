@@ -7,26 +7,22 @@ Each writes a CSV beside this file, which names the versions, the machine and th
 draws the files and runs one cell again.
 """
 
-import csv
-import datetime
-import platform
-import statistics
 import sys
 import time
-from pathlib import Path
 
 import equinox as eqx
-import flowjax
 import gauss_flows as gf
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from book.sweeps._common import mean_log_prob, seconds, write_table
+from flowjax.bijections import Invert
+from flowjax.distributions import Normal, Transformed
 from gauss_flows.conditioners import MaskedMLP
 from gauss_flows.targets import Target
-from paramax import NonTrainable
+from paramax import NonTrainable, non_trainable
 
-HERE = Path(__file__).parent
 SEEDS, STEPS, BATCH, POINTS, FRESH = 5, 1200, 512, 10_000, 20_000
 WIDTHS = {2: 32, 4: 32, 8: 32, 16: 32, 32: 64, 64: 128, 128: 256, 256: 512}
 
@@ -117,11 +113,11 @@ def chain(dim, noise=0.3):
     return Target((dim,), log_density, sampler, (0.0, 1.0), lambda: entropy)
 
 
-def train(make, target, seeds=SEEDS, first=0, **options):
+def train(make, target, seeds=SEEDS, **options):
     """(flows, KL on fresh points of each, seconds)."""
     x = target.sample(jr.key(100), (POINTS,))
     fresh = target.sample(jr.key(101), (FRESH,))
-    keys = jr.split(jr.key(0), SEEDS)[first : first + seeds]
+    keys = jr.split(jr.key(0), SEEDS)[:seeds]
     begin = time.perf_counter()
     options = (
         {"steps": STEPS, "batch_size": BATCH}
@@ -130,35 +126,12 @@ def train(make, target, seeds=SEEDS, first=0, **options):
     )
     flows = gf.fit_many(keys, make, x, **options).flow
     took = time.perf_counter() - begin
-    score = eqx.filter_jit(
-        eqx.filter_vmap(lambda flow: flow.log_prob(fresh).mean())
-    )
     truth = float(target.log_prob(fresh).mean())
-    return flows, truth - np.asarray(score(flows), float), took
-
-
-def write(name, fields, rows):
-    here = (
-        f"gauss_flows {gf.__version__}, jax {jax.__version__}, flowjax {flowjax.__version__}, Python"
-        f" {platform.python_version()}, {platform.system()} {platform.machine()}, {datetime.date.today()}"
+    return (
+        flows,
+        truth - np.asarray(mean_log_prob(flows, fresh), float),
+        took,
     )
-    with (HERE / name).open("w", newline="") as file:
-        file.write(f"# {here}\n")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(fields)
-        writer.writerows(rows)
-
-
-def seconds(functions, rounds=9):
-    """The median time of each, taken in turn."""
-    times = [[] for _ in functions]
-    for round_ in range(rounds + 1):
-        for f, record in zip(functions, times, strict=True):
-            begin = time.perf_counter()
-            jax.block_until_ready(f())
-            if round_:
-                record.append(time.perf_counter() - begin)
-    return [statistics.median(record) for record in times]
 
 
 def sweep_cost():
@@ -206,7 +179,7 @@ def sweep_cost():
         )
         print(rows[-1], flush=True)
     fields = ["dim", "width", "pass_seconds", *made, "sweeps", "error"]
-    write("maf_iaf_cost.csv", fields, rows)
+    write_table("maf_iaf_cost.csv", fields, rows)
 
 
 def sweep_fits():
@@ -230,23 +203,19 @@ def sweep_fits():
             print(
                 name, flow, count, kl.round(3), f"{took:.0f} s", flush=True
             )
-    write(
+    write_table(
         "maf_iaf_fits.csv",
         ["target", "flow", "width", "parameters", "seed", "kl", "seconds"],
         rows,
     )
 
 
-def one_layer(key, dim, passes, bijector=None):
+def one_layer(key, dim, passes):
     """One affine autoregressive layer over a standard normal, in C order."""
-    from flowjax.bijections import Invert
-    from flowjax.distributions import Normal, Transformed
-    from paramax import non_trainable
-
     layer = gf.MaskedAutoregressive(
         key,
         shape=(dim,),
-        bijector=bijector or gf.Affine(),
+        bijector=gf.Affine(),
         passes=passes,
         conditioner=gf.conditioners.made(
             64, 2, activation=jax.nn.silu, zero_last=True
@@ -263,7 +232,7 @@ def sweep_dial():
         _, kl, took = train(make, target)
         rows += [[passes, seed, f"{v:.4f}"] for seed, v in enumerate(kl)]
         print(passes, kl.round(3), f"{took:.0f} s", flush=True)
-    write("maf_iaf_dial.csv", ["passes", "seed", "kl"], rows)
+    write_table("maf_iaf_dial.csv", ["passes", "seed", "kl"], rows)
 
 
 def sweep_sampling():
@@ -287,7 +256,7 @@ def sweep_sampling():
         )
         rows.append([dim, *(f"{t:.3g}" for t in times)])
         print(rows[-1], flush=True)
-    write(
+    write_table(
         "maf_iaf_sampling.csv",
         ["dim", "sequential", "incremental", "iaf"],
         rows,
@@ -326,7 +295,7 @@ def sweep_distill():
             )
             print(rows[-1], flush=True)
     fields = ["seed", "loss", "before_ts", "before_st", "after_ts", "after_st"]  # fmt: skip
-    write("maf_iaf_distill.csv", fields, rows)
+    write_table("maf_iaf_distill.csv", fields, rows)
 
 
 if __name__ == "__main__":

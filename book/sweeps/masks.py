@@ -6,27 +6,22 @@ Writes masks.csv beside this file, which names the versions, the machine and the
 file, imports the functions below and runs one family again.
 """
 
-import csv
-import datetime
-import platform
 import time
-from pathlib import Path
 
 import equinox as eqx
-import flowjax
 import flowjax.bijections as fb
 import gauss_flows as gf
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from book.sweeps._common import write_table
 from flowjax.distributions import Normal, Transformed
 from jax.scipy.special import logsumexp, ndtri
 from jax.scipy.stats import norm
 from paramax import non_trainable
 from sklearn.datasets import load_digits
 
-HERE = Path(__file__).parent
 LEVELS = 17
 COUPLINGS, WIDTH, STEPS, BATCH, RATE = 8, 64, 800, 128, 3e-3
 SEEDS = 5
@@ -206,15 +201,7 @@ def sweep():
         final.append(
             [name, seed, *(f"{v:.4f}" for v in numbers), int(best)]
         )
-    here = (
-        f"gauss_flows {gf.__version__}, jax {jax.__version__}, flowjax {flowjax.__version__}, Python"
-        f" {platform.python_version()}, {platform.system()} {platform.machine()}, {datetime.date.today()}"
-    )
-    with (HERE / "masks.csv").open("w", newline="") as file:
-        file.write(f"# {here}\n")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(fields)
-        writer.writerows(final)
+    write_table("masks.csv", fields, final)
 
 
 if __name__ == "__main__":

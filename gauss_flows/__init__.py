@@ -4,7 +4,7 @@ Every layer is a flowjax bijection, so it works in flowjax's ``Chain``, ``Scan``
 ``Transformed``. The book's chapters open the package one module at a time.
 """
 
-from gauss_flows import base, bijectors, checks, conditioners, coupling, masks, numerics, targets
+from gauss_flows import base, bijectors, checks, conditioners, coupling, masks, numerics, residual, targets
 
 # Depth and stability
 from gauss_flows.actnorm import ActNorm1D, data_init
@@ -28,10 +28,13 @@ from gauss_flows.coupling import (
     MixtureGaussianCDFCoupling,
     RQSplineCoupling,
 )
-from gauss_flows.flows import coupling_flow, iaf, maf
+from gauss_flows.flows import coupling_flow, iaf, maf, residual_flow
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.masks import reachability
+
+# Residual flows
+from gauss_flows.residual import LipschitzMLP, Residual, estimate_log_prob, with_log_det
 from gauss_flows.targets import kl_divergence
 from gauss_flows.train import FitResult, NonFiniteLoss, distill, fit, fit_many
 
@@ -50,6 +53,7 @@ __all__ = [
     "FitResult",
     "HouseholderRotation",
     "LULinear",
+    "LipschitzMLP",
     "MaskedAutoregressive",
     "MixtureGaussianCDF",
     "MixtureGaussianCDFCoupling",
@@ -57,6 +61,7 @@ __all__ = [
     "RQSpline",
     "RQSplineCoupling",
     "Report",
+    "Residual",
     "base",
     "bijectors",
     "check",
@@ -67,6 +72,7 @@ __all__ = [
     "coupling_flow",
     "data_init",
     "distill",
+    "estimate_log_prob",
     "fit",
     "fit_many",
     "iaf",
@@ -76,6 +82,9 @@ __all__ = [
     "masks",
     "numerics",
     "reachability",
+    "residual",
+    "residual_flow",
     "save",
     "targets",
+    "with_log_det",
 ]

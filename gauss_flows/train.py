@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from gauss_flows import io
 from gauss_flows.base import expect, expect_whole, split_parameters
+from gauss_flows.residual import estimate_log_prob, is_random
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -83,7 +84,9 @@ class _State(NamedTuple):
 
 
 def maximum_likelihood(flow: Any, x: Array, condition: Array | None, key: PRNGKeyArray) -> Array:
-    """The default loss: the mean of -log p(x), in nats."""
+    """The default loss: the mean of -log p(x), in nats; estimated where the flow can only be estimated."""
+    if is_random(flow):
+        return -estimate_log_prob(flow, x, key, condition).mean()
     return -flow.log_prob(x, condition).mean()
 
 

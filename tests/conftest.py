@@ -12,3 +12,11 @@ def dtype(request):
     """Each test twice: in JAX's default precision, and with x64 switched on."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For programs that run once on few points: compiling them is nearly all the time, so optimise less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

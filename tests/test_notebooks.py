@@ -181,10 +181,10 @@ def plant(folder: Path, old: str, new: str) -> None:
 X86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere the flag means nothing
 
 
-@pytest.mark.parametrize("isa", ["SSE4_2", "AVX", "AVX2"] if X86 else [])
-def test_printed_numbers_travel_to_older_processors(isa, beginning):
-    """The untrained part of the first chapter; `make travel` does the same for whole chapters."""
-    run = nbval(beginning, XLA_FLAGS=f"--xla_cpu_max_isa={isa}")
+@pytest.mark.skipif(not X86, reason="the flag means nothing on other processors")
+def test_printed_numbers_travel_to_an_older_processor(beginning):
+    """The untrained part of the first chapter; `make travel` runs whole chapters under three sets."""
+    run = nbval(beginning, XLA_FLAGS="--xla_cpu_max_isa=SSE4_2")
     assert run.returncode == 0, run.stdout[-3000:]
 
 

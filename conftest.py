@@ -1,0 +1,13 @@
+"""What every test and every executed notebook shares: the programs that JAX has compiled.
+
+Compilation is most of the tests' time, and many processes compile the same. Each worker keeps its own
+folder, since JAX does not write these files atomically. `rm -rf .pytest_cache` starts afresh.
+"""
+
+import os
+from pathlib import Path
+
+folder = Path(__file__).parent / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -4,7 +4,18 @@ Every layer is a flowjax bijection, so it works in flowjax's ``Chain``, ``Scan``
 ``Transformed``. The book's chapters open the package one module at a time.
 """
 
-from gauss_flows import base, bijectors, checks, conditioners, coupling, masks, numerics, residual, targets
+from gauss_flows import (
+    base,
+    bijectors,
+    checks,
+    conditioners,
+    coupling,
+    information,
+    masks,
+    numerics,
+    residual,
+    targets,
+)
 
 # Depth and stability
 from gauss_flows.actnorm import ActNorm1D, data_init
@@ -29,6 +40,16 @@ from gauss_flows.coupling import (
     RQSplineCoupling,
 )
 from gauss_flows.flows import coupling_flow, iaf, maf, residual_flow
+
+# Gaussianization
+from gauss_flows.gaussianization import (
+    MarginalGaussianization,
+    RBIGResult,
+    gaussianization_flow,
+    rbig,
+    warm_start,
+)
+from gauss_flows.information import entropy, negentropy, total_correlation
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.masks import reachability
@@ -54,10 +75,12 @@ __all__ = [
     "HouseholderRotation",
     "LULinear",
     "LipschitzMLP",
+    "MarginalGaussianization",
     "MaskedAutoregressive",
     "MixtureGaussianCDF",
     "MixtureGaussianCDFCoupling",
     "NonFiniteLoss",
+    "RBIGResult",
     "RQSpline",
     "RQSplineCoupling",
     "Report",
@@ -72,19 +95,26 @@ __all__ = [
     "coupling_flow",
     "data_init",
     "distill",
+    "entropy",
     "estimate_log_prob",
     "fit",
     "fit_many",
+    "gaussianization_flow",
     "iaf",
+    "information",
     "kl_divergence",
     "load",
     "maf",
     "masks",
+    "negentropy",
     "numerics",
+    "rbig",
     "reachability",
     "residual",
     "residual_flow",
     "save",
     "targets",
+    "total_correlation",
+    "warm_start",
     "with_log_det",
 ]

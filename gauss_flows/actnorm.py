@@ -1,5 +1,6 @@
 """ActNorm: an affine map of each coordinate, set once from the data that reaches it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -73,38 +74,58 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
     conditional = flow.cond_shape is not None
     expect(not conditional or condition is not None, "condition", "be given", None)
     condition = jnp.asarray(condition) if conditional else None
+    change = lambda part, x, _condition, forward: (
+        standardize(part, x, forward=forward) if isinstance(part, ActNorm1D) else part
+    )
     if isinstance(flow, Transformed):
-        bijection, _ = _set(flow.bijection, x, condition, forward=False)
+        bijection, _ = walk(flow.bijection, x, condition, change, forward=False)
         return eqx.tree_at(lambda f: f.bijection, flow, bijection)
-    return _set(flow, x, condition, forward=True)[0]
+    return walk(flow, x, condition, change)[0]
 
 
-def _set(bijection, x, condition, *, forward):
-    """The bijection with its ActNorms set, and the data that leaves it."""
-    if isinstance(bijection, ActNorm1D):
-        mean, std = x.mean(axis=0), x.std(axis=0)
-        std = jnp.where(std > 0, std, 1)
-        values = (-jnp.log(std), -mean / std) if forward else (jnp.log(std), mean)
-        bijection = eqx.tree_at(lambda b: (b.log_scale, b.bias), bijection, values)
-    elif isinstance(bijection, Invert):
-        inner, x = _set(bijection.bijection, x, condition, forward=not forward)
+def standardize(layer: ActNorm1D, x: Float[Array, "n *shape"], *, forward: bool = True) -> ActNorm1D:
+    """The layer set so that what leaves it, forward or backward, has mean 0 and standard deviation 1."""
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    std = jnp.where(std > 0, std, 1)
+    values = (-jnp.log(std), -mean / std) if forward else (jnp.log(std), mean)
+    return eqx.tree_at(lambda b: (b.log_scale, b.bias), layer, values)
+
+
+def walk(
+    bijection: Any, x: Array, condition: Array | None, change: Callable, *, forward: bool = True
+) -> tuple[Any, Array]:
+    """Change a bijection's parts in the order in which the data meets them.
+
+    Args:
+        bijection: Any flowjax bijection; ``Chain``, ``Scan`` and ``Invert`` are gone into.
+        x: Data, one row an event.
+        condition: One row a row of x, or none.
+        change: ``(part, x, condition, forward) -> part``, of the same structure; x is what reaches it.
+        forward: Whether the data goes through ``transform``.
+
+    Returns:
+        The changed bijection, and the data that leaves it.
+    """
+    if isinstance(bijection, Invert):
+        inner, x = walk(bijection.bijection, x, condition, change, forward=not forward)
         return eqx.tree_at(lambda b: b.bijection, bijection, inner), x
-    elif isinstance(bijection, Chain):
+    if isinstance(bijection, Chain):
         parts = list(bijection.bijections)
         for i in range(len(parts)) if forward else reversed(range(len(parts))):
-            parts[i], x = _set(parts[i], x, condition, forward=forward)
+            parts[i], x = walk(parts[i], x, condition, change, forward=forward)
         return eqx.tree_at(lambda b: b.bijections, bijection, tuple(parts)), x
-    elif isinstance(bijection, Scan):
+    if isinstance(bijection, Scan):
         arrays, static = eqx.partition(bijection.bijection, eqx.is_array)
 
         def step(x, arrays):
-            layer, x = _set(eqx.combine(arrays, static), x, condition, forward=forward)
+            layer, x = walk(eqx.combine(arrays, static), x, condition, change, forward=forward)
             return x, eqx.filter(layer, eqx.is_array)
 
         x, arrays = jax.lax.scan(step, x, arrays, reverse=not forward)
         return eqx.tree_at(lambda b: b.bijection, bijection, eqx.combine(arrays, static)), x
+    bijection = change(bijection, x, condition, forward)
     method = bijection.transform if forward else bijection.inverse
     return bijection, jax.vmap(method, (0, None if condition is None else 0))(x, condition)
 
 
-__all__ = ["ActNorm1D", "data_init"]
+__all__ = ["ActNorm1D", "data_init", "standardize", "walk"]

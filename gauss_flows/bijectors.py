@@ -72,6 +72,10 @@ class Family(eqx.Module):
         """Parameters from a network's output: for zeros, those of the bijector as given."""
         return out + unwrap(self._theta)[None, :]
 
+    def flatten(self, bijector: AbstractBijection) -> Float[Array, " P"]:
+        """The parameters of a bijector of the family's kind, as ``__call__`` takes them."""
+        return ravel_pytree(split_parameters(bijector)[0])[0]
+
     def __call__(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """The bijector with parameters ``theta``."""
         unravel, structure = self._rebuild
@@ -195,6 +199,21 @@ class MixtureGaussianCDF(Bijection):
         x = implicit_root(self.transform, y, lambda: self._solve(y)[0])
         tails = normal_tails((x - self.means) * jnp.exp(-self.log_scales))
         return x, -self._log_slope(tails, y)
+
+    def with_components(
+        self, log_weights: Float[Array, " K"], means: Float[Array, " K"], scales: Float[Array, " K"]
+    ) -> "MixtureGaussianCDF":
+        """The same bijector with other components; scales beyond the bound are moved inside it.
+
+        Args:
+            log_weights: Logarithms of the weights, up to a constant.
+            means: The components' means.
+            scales: Their standard deviations, positive.
+        """
+        bound = self.log_scales.kwargs["bound"]
+        raw = bound * jnp.arctanh(jnp.clip(jnp.log(scales) / bound, -0.999, 0.999))
+        where = lambda b: (b.logits, b.means, b.log_scales.args[0])
+        return eqx.tree_at(where, self, (log_weights, means, raw))
 
     def _log_slope(self, tails, z):
         """Log T'(x) from the components' tails at x: the mixture's hazard over the normal's.

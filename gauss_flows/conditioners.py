@@ -364,6 +364,25 @@ def _zeros(layer: Any) -> Any:
     return jax.tree.map(lambda a: jnp.zeros_like(a) if eqx.is_array(a) else a, layer)
 
 
+def set_constant(network: Any, output: Float[Array, " out"]) -> Any:
+    """The same network with a zero kernel in its last layer, whose bias is what it then always says.
+
+    Args:
+        network: What one of the factories above made.
+        output: What it shall say.
+
+    Raises:
+        ValueError: If the network does not end in a dense layer with a bias.
+    """
+    last = lambda n: n.layers[-1] if hasattr(n, "layers") else n.last
+    ends = hasattr(network, "layers") or hasattr(network, "last")
+    layer: Any = last(network) if ends else None
+    dense = isinstance(layer, eqx.nn.Linear) and layer.bias is not None
+    expect(dense, "conditioner", "end in a dense layer with a bias", type(network).__name__)
+    where = lambda n: (last(n).weight, last(n).bias)
+    return eqx.tree_at(where, network, (jnp.zeros_like(layer.weight), output.astype(layer.bias.dtype)))
+
+
 def make(factory: Any, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Callable:
     """Call a factory, and check without running it that what it made fits.
 

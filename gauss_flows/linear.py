@@ -55,6 +55,26 @@ class HouseholderRotation(Bijection):
         else:
             self.params = jax.random.normal(key, (n, *self.shape))
 
+    def with_axes(self, axes: Float[Array, "D D"]) -> "HouseholderRotation":
+        """The rotation whose i-th output is the projection on the i-th axis, each up to its sign.
+
+        Args:
+            axes: Orthonormal rows, as many as there are reflections.
+
+        Raises:
+            ValueError: If there are not D reflections.
+        """
+        n, size = self.params.shape
+        expect(n == size, "n_reflections", f"be {size}, the event's size, to take any axes", n)
+        unit = jnp.eye(size, dtype=axes.dtype)
+        rest, vectors = axes.T, []
+        for i in range(size):  # the stable sign: the vector's length is never below sqrt(2)
+            sign = jnp.where(rest[i, i] > 0, -1, 1)
+            v = rest[:, i] - sign * unit[i]
+            rest = rest - jnp.outer(2 * v / (v @ v), v @ rest)
+            vectors.append(v)
+        return eqx.tree_at(lambda b: b.params, self, jnp.stack(vectors))
+
     def transform_and_log_det(self, x, condition=None):
         return _reflect(self.params, x), jnp.zeros((), x.dtype)
 

@@ -57,6 +57,11 @@ def bent_actnorm(key):
     return eqx.tree_at(lambda b: (b.log_scale, b.bias), gf.ActNorm1D((2, 3)), tuple(numbers))
 
 
+def bent_marginals(key):
+    layer = gf.MarginalGaussianization((3,), bijector=gf.MixtureGaussianCDF(3))
+    return eqx.tree_at(lambda b: b.raw, layer, 0.5 * jr.normal(key, layer.raw.shape))
+
+
 def steep(block):
     """The weights so large that every layer is at its bound."""
     where = lambda b: [weight.args[0] for weight in b.network.weights]
@@ -203,6 +208,7 @@ CASES: dict[str, Case] = {
         cond_dim=1,
         pattern=order_pattern(range(4)),
     ),
+    "MarginalGaussianization": Case(lambda k: bent_marginals(k), (3,), pattern=np.eye(3, dtype=bool)),
     "Residual": Case(lambda k: steep(gf.Residual(k, shape=(3,), cond_dim=2, nn_width=8)), (3,), cond_dim=2),
     "Residual, banach": Case(
         lambda k: steep(
@@ -692,6 +698,19 @@ def test_householder_is_orthogonal_and_its_pairs_start_as_the_identity():
         np.testing.assert_allclose(jnp.linalg.det(matrix), -1, atol=1e-14)
         still = gf.HouseholderRotation(4, (3,))
         np.testing.assert_allclose(still.transform(jnp.arange(3.0)), np.arange(3.0), atol=1e-15)
+
+
+def test_householder_takes_any_axes_up_to_their_signs():
+    with jax.enable_x64(True):
+        for key in jr.split(jr.key(0), 5):
+            axes, _ = jnp.linalg.qr(jr.normal(key, (4, 4)))
+            turn = gf.HouseholderRotation(4, (4,), key=key).with_axes(axes)
+            matrix = jax.jacfwd(turn.transform)(jnp.zeros(4))
+            np.testing.assert_allclose(jnp.abs(matrix @ axes.T), np.eye(4), atol=1e-14)
+        turn = gf.HouseholderRotation(3, (3,)).with_axes(jnp.eye(3))
+        np.testing.assert_allclose(jnp.abs(jax.jacfwd(turn.transform)(jnp.zeros(3))), np.eye(3), atol=1e-15)
+        with pytest.raises(ValueError, match="`n_reflections` must be 3"):
+            gf.HouseholderRotation(2, (3,)).with_axes(jnp.eye(3))
 
 
 @pytest.mark.parametrize("scan", [False, True])

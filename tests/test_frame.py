@@ -21,9 +21,9 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PINS = re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)
 FLOORS = {
     **dict.fromkeys(("base", "numerics"), 1),
-    **dict.fromkeys(("bijectors", "masks", "conditioners", "linear", "actnorm"), 2),
+    **dict.fromkeys(("bijectors", "masks", "conditioners", "linear", "actnorm", "information"), 2),
     **dict.fromkeys(("coupling", "autoregressive", "residual"), 3),
-    "flows": 4,
+    **dict.fromkeys(("flows", "gaussianization"), 4),
     "train": 5,
 }
 BESIDE = {"checks", "targets", "io"}

@@ -411,8 +411,9 @@ def with_log_det(
 ) -> Any:
     """The same flow, its residual blocks with another way to their log-determinant, or with a key.
 
-    With a key a flow of "hutchinson" or "roulette" gives estimates, the same noise for every point; for noise
-    of its own for each point see :func:`estimate_log_prob`.
+    With a key a flow of "hutchinson" or "roulette" gives estimates, the same noise for every point (for noise
+    of its own for each point see :func:`estimate_log_prob`), and it gives samples, which do not depend on the
+    key. Without one both are refused.
 
     Args:
         flow: A flow or bijection with :class:`Residual` blocks.

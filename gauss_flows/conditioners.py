@@ -425,5 +425,6 @@ __all__ = [
     "make",
     "mlp",
     "resnet",
+    "set_constant",
     "shared_trunk",
 ]

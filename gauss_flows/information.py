@@ -92,7 +92,8 @@ def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: in
     Args:
         x: Sample, shape (n, D) with D at least 2.
         joint_entropy: h(x) in nats, where it is known: after an invertible map of data of known entropy it is
-            that entropy plus the mean log-determinant.
+            that entropy plus the mean log-determinant. The standard error then leaves out what is uncertain
+            about that mean.
         k: As for :func:`entropy`.
 
     Returns:

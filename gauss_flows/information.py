@@ -32,7 +32,7 @@ def entropy(x: ArrayLike, *, k: int = 4) -> Estimate:
         k: The neighbour whose distance is taken, where D > 1.
 
     Returns:
-        An :class:`Estimate`.
+        An :class:`~gauss_flows.information.Estimate`.
 
     Raises:
         ValueError: If x is no such sample.
@@ -60,7 +60,8 @@ def negentropy(x: ArrayLike, *, k: int = 4) -> Estimate:
         k: As for :func:`entropy`.
 
     Returns:
-        An :class:`Estimate`; the errors of the two entropies partly cancel in its standard error.
+        An :class:`~gauss_flows.information.Estimate`; in its standard error the errors of the two entropies
+        partly cancel.
 
     Raises:
         ValueError: As :func:`entropy`.
@@ -97,7 +98,7 @@ def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: in
         k: As for :func:`entropy`.
 
     Returns:
-        An :class:`Estimate`.
+        An :class:`~gauss_flows.information.Estimate`.
 
     Raises:
         ValueError: As :func:`entropy`.

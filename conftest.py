@@ -7,7 +7,27 @@ folder, since JAX does not write these files atomically. `rm -rf .pytest_cache` 
 import os
 from pathlib import Path
 
+import pytest
+
 folder = Path(__file__).parent / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _quick_doctests(item, on):
+    """An example runs once on few points: compiling it is nearly all its time, so optimise less."""
+    if isinstance(item, pytest.DoctestItem):
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", on)
+
+
+def pytest_runtest_setup(item):
+    """Before each test."""
+    _quick_doctests(item, True)
+
+
+def pytest_runtest_teardown(item):
+    """After each test."""
+    _quick_doctests(item, False)

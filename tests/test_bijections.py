@@ -238,6 +238,15 @@ def _case(request):
     return CASES[request.param]
 
 
+def _both_precisions():
+    """Every case twice; single precision of what is a variant of another only nightly."""
+    for name, case in CASES.items():
+        for dtype in ("float64", "float32"):
+            rare = case.variant and dtype == "float32"
+            marks = [pytest.mark.nightly] if rare else []
+            yield pytest.param(case, dtype, id=f"{name}-{dtype}", marks=marks)
+
+
 @pytest.fixture(params=[name for name, case in CASES.items() if not case.variant], name="kind")
 def _kind(request):
     return CASES[request.param]
@@ -254,6 +263,7 @@ def test_every_public_bijection_has_a_case():
     assert public == {name.split(",")[0] for name in CASES}
 
 
+@pytest.mark.parametrize(("case", "dtype"), list(_both_precisions()), indirect=["dtype"])
 def test_contract(case, dtype):
     """Shapes, types, round trips, log-determinants, the Jacobian's zeros; the tails likewise."""
     bijection = case.make(jr.key(0))
@@ -312,6 +322,7 @@ def test_gradients_of_the_inverse(kind):
         )
 
 
+@pytest.mark.nightly
 def test_works_in_flowjax(kind):
     """Scan over filter_vmap-built layers equals Chain; Invert and jit; one trace only."""
     keys = jr.split(jr.key(0), 2)
@@ -744,6 +755,7 @@ def test_data_init_standardises_what_reaches_each_actnorm(scan):
         gf.data_init(flow, x.at[0, 0].set(jnp.nan), c)
 
 
+@pytest.mark.nightly  # the chapter on depth prints the same norms
 def test_affine_stacks_have_the_source_documents_gradient_norms():
     """The source's data, layout and keys; its norms are printed to one decimal."""
     rng = np.random.default_rng(0)

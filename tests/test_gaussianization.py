@@ -92,7 +92,7 @@ def test_em_finds_a_mixture(dtype):
         fit_mixture(x, 1)
 
 
-@pytest.mark.parametrize("rotation", ["random", "pca"])
+@pytest.mark.parametrize("rotation", ["random", pytest.param("pca", marks=pytest.mark.nightly)])
 def test_rbig_gains_what_it_says_and_is_a_bijection(rotation):
     x, fresh = moons(), moons(seed=2)
     result = gf.rbig(jr.key(0), x, layers=12, n_components=4, rotation=rotation)

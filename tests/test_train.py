@@ -243,6 +243,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.nightly
 def test_eight_devices_give_the_result_of_one():
     code = SHARDED.format(tests=str(Path(__file__).parent))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

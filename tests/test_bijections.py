@@ -239,17 +239,23 @@ def _case(request):
 
 
 def _both_precisions():
-    """Every case twice; single precision of what is a variant of another only nightly."""
+    """Every case twice; single precision of what has its main case besides only nightly."""
     for name, case in CASES.items():
         for dtype in ("float64", "float32"):
-            rare = case.variant and dtype == "float32"
+            rare = "," in name and dtype == "float32"
             marks = [pytest.mark.nightly] if rare else []
             yield pytest.param(case, dtype, id=f"{name}-{dtype}", marks=marks)
 
 
-@pytest.fixture(params=[name for name, case in CASES.items() if not case.variant], name="kind")
+def _kinds():
+    for name, case in CASES.items():
+        if not case.variant:
+            yield pytest.param(case, id=name, marks=[pytest.mark.nightly] if "," in name else [])
+
+
+@pytest.fixture(params=list(_kinds()), name="kind")
 def _kind(request):
-    return CASES[request.param]
+    return request.param
 
 
 def test_every_public_bijection_has_a_case():

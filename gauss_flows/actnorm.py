@@ -77,9 +77,6 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
     change = lambda part, x, _condition, forward: (
         standardize(part, x, forward=forward) if isinstance(part, ActNorm1D) else part
     )
-    if isinstance(flow, Transformed):
-        bijection, _ = walk(flow.bijection, x, condition, change, forward=False)
-        return eqx.tree_at(lambda f: f.bijection, flow, bijection)
     return walk(flow, x, condition, change)[0]
 
 
@@ -97,7 +94,7 @@ def walk(
     """Change a bijection's parts in the order in which the data meets them.
 
     Args:
-        bijection: Any flowjax bijection; ``Chain``, ``Scan`` and ``Invert`` are gone into.
+        bijection: A flow, or any flowjax bijection; ``Chain``, ``Scan`` and ``Invert`` are gone into.
         x: Data, one row an event.
         condition: One row a row of x, or none.
         change: ``(part, x, condition, forward) -> part``, of the same structure; x is what reaches it.
@@ -106,7 +103,7 @@ def walk(
     Returns:
         The changed bijection, and the data that leaves it.
     """
-    if isinstance(bijection, Invert):
+    if isinstance(bijection, (Invert, Transformed)):  # a flow's bijection goes from base to data
         inner, x = walk(bijection.bijection, x, condition, change, forward=not forward)
         return eqx.tree_at(lambda b: b.bijection, bijection, inner), x
     if isinstance(bijection, Chain):

@@ -7,8 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from flowjax.bijections import AbstractBijection
+from flowjax.distributions import Normal
 from jaxtyping import Array
-from paramax import NonTrainable
+from paramax import NonTrainable, non_trainable
 
 
 def expect(ok: bool, name: str, expected: str, got: Any) -> None:
@@ -48,6 +49,11 @@ def expect_whole(name: str, value: Any, at_least: int) -> int:
 def split_parameters(tree: Any) -> tuple[Any, Any]:
     """What training moves, and the rest; whatever is in ``paramax.NonTrainable`` belongs to the rest."""
     return eqx.partition(tree, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable))
+
+
+def standard_normal(dim: int) -> Normal:
+    """The base density of every flow here, of D independent coordinates; training leaves it as it is."""
+    return non_trainable(Normal(jnp.zeros(expect_whole("dim", dim, 2))))
 
 
 class Bijection(AbstractBijection):

@@ -1,19 +1,18 @@
 """Whole distributions, put together from the layers with good defaults."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert, Scan
-from flowjax.distributions import Normal, Transformed
+from flowjax.distributions import Transformed
 from jaxtyping import PRNGKeyArray
-from paramax import non_trainable
 
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import expect, expect_whole
+from gauss_flows.base import expect, expect_whole, standard_normal
 from gauss_flows.bijectors import RQSpline
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
@@ -69,7 +68,7 @@ def coupling_flow(
         >>> flow.log_prob(jnp.zeros((3, 2))).shape
         (3,)
     """
-    base, layers = _base(dim), expect_whole("layers", layers, 1)
+    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
     expect(mixing in _MIXINGS, "mixing", f"be one of {_MIXINGS}", repr(mixing))
     bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
     parts = (bijector, mixing, cond_dim, conditioner, nn_width, nn_depth, actnorm)
@@ -145,7 +144,7 @@ def maf(
         >>> gf.maf(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
-    base, layers = _base(dim), expect_whole("layers", layers, 1)
+    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
     bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
     parts = (bijector, passes, cond_dim, conditioner, nn_width, nn_depth, inverse)
     bijection = Scan(_autoregressive_layers(jr.split(key, layers), dim, *parts))
@@ -229,29 +228,22 @@ def residual_flow(
         >>> gf.residual_flow(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
-    base, layers = _base(dim), expect_whole("layers", layers, 1)
-    options: dict[str, Any] = {
-        "lipschitz": lipschitz,
-        "cond_dim": cond_dim,
-        "nn_width": nn_width,
-        "nn_depth": nn_depth,
-    }
-    options |= {"log_det": log_det, "terms": terms, "inverse": inverse}
-    bijection = Scan(_residual_layers(jr.split(key, layers), (dim,), actnorm, tuple(options.items())))
+    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
+    make = partial(
+        Residual, shape=(dim,), lipschitz=lipschitz, nn_width=nn_width, nn_depth=nn_depth, cond_dim=cond_dim,
+        log_det=log_det, terms=terms, inverse=inverse,
+    )  # fmt: skip
+    bijection = Scan(_residual_layers(jr.split(key, layers), make, actnorm))
     return Transformed(base, Invert(bijection))
 
 
 @eqx.filter_jit
-def _residual_layers(keys, shape, actnorm, options):
+def _residual_layers(keys, make, actnorm):
     def layer(key):
-        block = Residual(key, shape=shape, **dict(options))
-        return Chain([ActNorm1D(shape), block]) if actnorm else block
+        block = make(key)
+        return Chain([ActNorm1D(block.shape), block]) if actnorm else block
 
     return eqx.filter_vmap(layer)(keys)
-
-
-def _base(dim):
-    return non_trainable(Normal(jnp.zeros(expect_whole("dim", dim, 2))))
 
 
 @eqx.filter_jit

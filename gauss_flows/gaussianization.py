@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
-from flowjax.distributions import Normal, Transformed
+from flowjax.distributions import Transformed
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
-from paramax import non_trainable
 
 from gauss_flows.actnorm import ActNorm1D, standardize, walk
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
+from gauss_flows.base import Bijection, expect, expect_shape, expect_whole, standard_normal
 from gauss_flows.bijectors import Family, MixtureGaussianCDF
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling
@@ -119,8 +118,7 @@ def _layer(key, dim, bijector):
 
 
 def _flow(dim, layers, first):
-    base = non_trainable(Normal(jnp.zeros(dim)))
-    return Transformed(base, Invert(Chain([first, Scan(layers)])))
+    return Transformed(standard_normal(dim), Invert(Chain([first, Scan(layers)])))
 
 
 @dataclass(frozen=True)
@@ -208,8 +206,7 @@ def rbig(
 
     found, gains, stopped = [], [], "layers"
     for key in keys:
-        layer = _layer_template(key, data.shape[1], bijector)
-        layer, fitted, held, gain = _fit_layer(layer, fitted, held, rotation, em_steps)
+        layer, fitted, held, gain = _fit_layer(key, bijector, fitted, held, rotation, em_steps)
         found.append(layer)
         gains.append((float(gain[0]), float(gain[1])))
         if len(gains) > patience and sum(g for g, _ in gains[-patience:]) < tolerance:
@@ -223,13 +220,9 @@ def rbig(
 
 
 @eqx.filter_jit
-def _layer_template(key, dim, bijector):
-    return _layer(key, dim, bijector)
-
-
-@eqx.filter_jit
-def _fit_layer(layer, fitted, held, rotation, em_steps):
-    """The layer set from the data, what leaves it, and the mean and standard error of what it gained."""
+def _fit_layer(key, bijector, fitted, held, rotation, em_steps):
+    """A layer set from the data, what leaves it, and the mean and standard error of what it gained."""
+    layer = _layer(key, fitted.shape[1], bijector)
     change = lambda *event: _gaussianize(*event, rotation=rotation, em_steps=em_steps)
     layer, fitted = walk(layer, fitted, None, change)
     z, log_det = jax.vmap(layer.transform_and_log_det)(held)
@@ -295,9 +288,6 @@ def warm_start(
 @eqx.filter_jit
 def _warm(flow, x, condition, rotation, em_steps):
     change = lambda *event: _gaussianize(*event, rotation=rotation, em_steps=em_steps)
-    if isinstance(flow, Transformed):
-        bijection, _ = walk(flow.bijection, x, condition, change, forward=False)
-        return eqx.tree_at(lambda f: f.bijection, flow, bijection)
     return walk(flow, x, condition, change)[0]
 
 

@@ -9,8 +9,13 @@ import equinox as eqx
 import flowjax
 import gauss_flows as gf
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from benchmarks._timing import seconds
+from gauss_flows.base import split_parameters
+from gauss_flows.conditioners import MaskedMLP
+from paramax import NonTrainable
 
 HERE = Path(__file__).parent
 
@@ -47,4 +52,48 @@ def mean_log_prob(flows, x):
     return eqx.filter_vmap(of_one)(flows)
 
 
-__all__ = ["mean_log_prob", "read_table", "seconds", "write_table"]
+def divergences(target, flows, x):
+    """KL(target || flow) of each of a stack of flows, in nats, on points x of the target; shape (m,)."""
+    truth = float(target.log_prob(x).mean())
+    return truth - np.asarray(mean_log_prob(flows, x), float)
+
+
+def parameters(make):
+    """Numbers that training moves in what ``make(key)`` makes; a weight behind a mask is none."""
+    shapes = eqx.filter_eval_shape(make, jr.key(0))  # nothing is computed
+    kinds = (MaskedMLP, NonTrainable)
+    count = 0
+    for node in jax.tree.leaves(
+        shapes, is_leaf=lambda n: isinstance(n, kinds)
+    ):
+        if isinstance(node, MaskedMLP):
+            copies = len(node.layers[0].weight)
+            weights = sum(mask.sum() for mask in node.masks)
+            biases = sum(b.bias.shape[-1] for b in node.layers)
+            count += copies * int(weights + biases)
+        elif isinstance(node, jax.ShapeDtypeStruct):
+            count += node.size * jnp.issubdtype(node.dtype, jnp.floating)
+    return count
+
+
+def step_seconds(makes, x, **options):
+    """The time of one gradient of the mean log-likelihood of x for each flow, as ``seconds`` takes it."""
+
+    def step(make):
+        params, static = split_parameters(make(jr.key(0)))
+        loss = lambda p: -eqx.combine(p, static).log_prob(x).mean()
+        gradient = jax.jit(jax.grad(loss))
+        return lambda: gradient(params)
+
+    return seconds([step(make) for make in makes], **options)
+
+
+__all__ = [
+    "divergences",
+    "mean_log_prob",
+    "parameters",
+    "read_table",
+    "seconds",
+    "step_seconds",
+    "write_table",
+]

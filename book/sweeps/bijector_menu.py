@@ -19,8 +19,8 @@ import gauss_flows as gf
 import jax
 import jax.random as jr
 import numpy as np
-from book.sweeps._common import mean_log_prob, seconds, write_table
-from gauss_flows.base import split_parameters
+from book.sweeps import _common
+from book.sweeps._common import parameters, seconds, write_table
 
 FLOWS = Path(tempfile.gettempdir()) / "bijector_menu_flows"
 TARGET = gf.targets.spiral().standardized()
@@ -52,11 +52,6 @@ def make_flow(name, width):
     )
 
 
-def trained_numbers(flow):
-    """How many numbers training moves."""
-    return sum(a.size for a in jax.tree.leaves(split_parameters(flow)[0]))
-
-
 def train(name, width, keys):
     """A stack of flows, one a key."""
     x = TARGET.sample(jr.key(100), (POINTS,))
@@ -72,9 +67,7 @@ def fresh_points():
 
 def divergences(flows):
     """KL(target || flow) on fresh points, shape (m,)."""
-    x = fresh_points()
-    truth = float(TARGET.log_prob(x).mean())
-    return truth - np.asarray(mean_log_prob(flows, x), float)
+    return _common.divergences(TARGET, flows, fresh_points())
 
 
 def pick(flows, i):
@@ -179,7 +172,8 @@ def sweep_measure():
             flows = eqx.tree_deserialise_leaves(
                 file_of(budget, name), stack_like(name, width, keys)
             )
-            size, kls = trained_numbers(pick(flows, 0)), divergences(flows)
+            size = parameters(make_flow(name, width))
+            kls = divergences(flows)
             for seed in range(SEEDS):
                 flow = pick(flows, seed)
                 forward, inverse = times(flow, x[:TIMED])

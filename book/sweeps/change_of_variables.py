@@ -8,6 +8,8 @@ times a determinant, in under a minute. Each writes a CSV beside this file, whic
 machine and the date. The chapter draws the files and runs one row again.
 """
 
+import functools
+import math
 import sys
 import time
 
@@ -17,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from book.sweeps._common import mean_log_prob, write_table
+from book.sweeps import _common
+from book.sweeps._common import parameters, seconds, write_table
 from flowjax.distributions import Normal, Transformed, VmapMixture
 from threadpoolctl import threadpool_limits
 
@@ -76,9 +79,8 @@ def train(target, make, keys):
 
 def divergences(target, flows):
     """KL(p || q) of each flow on 20,000 fresh points, in nats."""
-    fresh = TARGETS[target].sample(jr.key(101), (20_000,))
-    truth = float(TARGETS[target].log_prob(fresh).mean())
-    return truth - np.asarray(mean_log_prob(flows, fresh), float)
+    p = TARGETS[target]
+    return _common.divergences(p, flows, p.sample(jr.key(101), (20_000,)))
 
 
 def outside(x):
@@ -95,20 +97,6 @@ def bridges(flows):
     """Of each flow, the share of 20,000 samples that lie outside all modes."""
     of_one = lambda flow: outside(flow.sample(jr.key(102), (20_000,)))
     return eqx.filter_vmap(of_one)(flows)
-
-
-def parameters(make):
-    """How many numbers training moves: weights of couplings and linear maps, and those of the base."""
-    shapes = eqx.filter_eval_shape(make, jr.key(0))
-    parts = [shapes.bijection]
-    if isinstance(shapes.base_dist, VmapMixture):
-        parts.append(shapes.base_dist)
-    leaves = jax.tree.leaves(parts)
-    real = lambda s: (
-        isinstance(s, jax.ShapeDtypeStruct)
-        and jnp.issubdtype(s.dtype, jnp.floating)
-    )
-    return sum(s.size for s in leaves if real(s))
 
 
 def sweep_base():
@@ -152,16 +140,8 @@ def sweep_base():
     write_table(name, [*fields, "kl", "bridge"], rows)
 
 
-def shortest(functions, rounds):
-    """The shortest time of each in seconds, taken in turn: that of an undisturbed machine."""
-    times = np.full(len(functions), np.inf)
-    for round_ in range(rounds + 1):
-        for i, f in enumerate(functions):
-            start = time.perf_counter()
-            jax.block_until_ready(f())
-            if round_:  # the first compiles
-                times[i] = min(times[i], time.perf_counter() - start)
-    return times
+# The shortest time of each is that of an undisturbed machine.
+shortest = functools.partial(seconds, take=min, budget=math.inf)
 
 
 @jax.jit

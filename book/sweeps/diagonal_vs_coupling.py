@@ -7,6 +7,7 @@ Each writes a CSV beside this file, which names the versions, the machine and th
 the files, imports the functions below and runs one cell again.
 """
 
+import math
 import sys
 import time
 
@@ -16,10 +17,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from book.sweeps._common import mean_log_prob, write_table
+from book.sweeps._common import (
+    divergences,
+    parameters,
+    step_seconds,
+    write_table,
+)
 from flowjax.bijections import Chain, Invert, Scan
 from flowjax.distributions import Normal, Transformed
-from gauss_flows.base import split_parameters
 from paramax import non_trainable
 
 POINTS, STEPS, BATCH, SEEDS = 50_000, 600, 256, 5
@@ -100,32 +105,6 @@ LARGE = (
 )  # for the last two targets only
 
 
-def parameters(model):
-    """How many numbers are trained."""
-    flow = MODELS[model](jr.key(0))
-    return sum(a.size for a in jax.tree.leaves(split_parameters(flow)[0]))
-
-
-def step_times(rounds=40):
-    """Milliseconds of one gradient on a batch, of every model: the least of many, taken in turn."""
-    x = jr.normal(jr.key(1), (BATCH, 2))
-
-    def gradient_of(model):
-        params, static = split_parameters(MODELS[model](jr.key(0)))
-        loss = lambda p: -eqx.combine(p, static).log_prob(x).mean()
-        gradient = jax.jit(jax.grad(loss))
-        return lambda: jax.block_until_ready(gradient(params))
-
-    gradients = {model: gradient_of(model) for model in MODELS}
-    best = dict.fromkeys(MODELS, np.inf)
-    for _ in range(1 + rounds):  # the first round compiles
-        for model, gradient in gradients.items():
-            start = time.perf_counter()
-            gradient()
-            best[model] = min(best[model], time.perf_counter() - start)
-    return {model: 1e3 * t for model, t in best.items()}
-
-
 def draw(target, seed, n):
     """A sample of a target, (n, 2)."""
     sample = lambda key: TARGETS[target].sample(key, (n,))
@@ -144,8 +123,7 @@ def train(target, model, keys):
         batch_size=BATCH,
         progress=False,
     ).flow
-    truth = float(jax.jit(p.log_prob)(fresh).mean())
-    return flows, truth - np.asarray(mean_log_prob(flows, fresh), float)
+    return flows, divergences(p, flows, fresh)
 
 
 def warm(target, rotations, key):
@@ -177,9 +155,13 @@ def sweep_fits():
 
 
 def sweep_cost():
+    """Milliseconds of one gradient on a batch: the least of many, taken in turn."""
+    x = jr.normal(jr.key(1), (BATCH, 2))
+    options = {"rounds": 40, "budget": math.inf, "take": min}
+    times = step_seconds(MODELS.values(), x, **options)
     rows = [
-        [model, parameters(model), f"{cost:.3g}"]
-        for model, cost in step_times().items()
+        [model, parameters(make), f"{1e3 * t:.3g}"]
+        for (model, make), t in zip(MODELS.items(), times, strict=True)
     ]
     print(rows)
     fields = ["model", "parameters", "step_ms"]

@@ -16,12 +16,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from book.sweeps._common import mean_log_prob, seconds, write_table
+from book.sweeps._common import (
+    divergences,
+    parameters,
+    seconds,
+    write_table,
+)
 from flowjax.bijections import Invert
 from flowjax.distributions import Normal, Transformed
-from gauss_flows.conditioners import MaskedMLP
 from gauss_flows.targets import Target
-from paramax import NonTrainable, non_trainable
+from paramax import non_trainable
 
 SEEDS, STEPS, BATCH, POINTS, FRESH = 5, 1200, 512, 10_000, 20_000
 WIDTHS = {2: 32, 4: 32, 8: 32, 16: 32, 32: 64, 64: 128, 128: 256, 256: 512}
@@ -40,28 +44,6 @@ def targets():
         )
     }
     return plane | {"funnel(8)": gf.targets.funnel(8).standardized()}
-
-
-def parameters(make):
-    """Numbers that training moves in what ``make(key)`` makes; a weight behind a mask is none."""
-    # The base stays as it is, so what is trained is in the bijection. Nothing is computed here.
-    shapes = eqx.filter_eval_shape(
-        lambda key: make(key).bijection, jr.key(0)
-    )
-    masked = lambda node: isinstance(node, MaskedMLP)
-    frozen = lambda node: isinstance(node, NonTrainable)
-    count = 0
-    for node in jax.tree.leaves(
-        shapes, is_leaf=lambda n: masked(n) or frozen(n)
-    ):
-        if masked(node):
-            copies = len(node.layers[0].weight)
-            weights = sum(mask.sum() for mask in node.masks)
-            biases = sum(b.bias.shape[-1] for b in node.layers)
-            count += copies * int(weights + biases)
-        elif isinstance(node, jax.ShapeDtypeStruct):
-            count += node.size
-    return count
 
 
 def bijector(dim):
@@ -126,12 +108,7 @@ def train(make, target, seeds=SEEDS, **options):
     )
     flows = gf.fit_many(keys, make, x, **options).flow
     took = time.perf_counter() - begin
-    truth = float(target.log_prob(fresh).mean())
-    return (
-        flows,
-        truth - np.asarray(mean_log_prob(flows, fresh), float),
-        took,
-    )
+    return flows, divergences(target, flows, fresh), took
 
 
 def sweep_cost():

@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from book.sweeps._common import mean_log_prob, seconds, write_table
+from book.sweeps._common import (
+    divergences,
+    parameters,
+    seconds,
+    step_seconds,
+    write_table,
+)
 
 SEEDS, STEPS, BATCH, POINTS, FRESH = 5, 1000, 128, 10_000, 20_000
 BLOCKS, WIDTH, LIPSCHITZ = 16, 16, 0.97
@@ -39,21 +45,6 @@ def coupling(key, dim=2):
     return gf.coupling_flow(key, dim, layers=8, nn_width=16)
 
 
-def parameters(make):
-    """Numbers that training moves."""
-    shapes = eqx.filter_eval_shape(
-        lambda key: make(key).bijection, jr.key(0)
-    )
-    arrays = eqx.filter(
-        shapes, lambda s: isinstance(s, jax.ShapeDtypeStruct)
-    )
-    return sum(
-        s.size
-        for s in jax.tree.leaves(arrays)
-        if jnp.issubdtype(s.dtype, jnp.floating)
-    )
-
-
 def train(make, name, seeds=SEEDS, steps=STEPS):
     """Flows, one a seed."""
     x = target(name).sample(jr.key(100), (POINTS,))
@@ -65,8 +56,7 @@ def train(make, name, seeds=SEEDS, steps=STEPS):
 def divergence(flows, name):
     """KL(target, flow) on fresh points, by the exact log-determinant."""
     fresh = target(name).sample(jr.key(101), (FRESH,))
-    truth = float(target(name).log_prob(fresh).mean())
-    return truth - np.asarray(mean_log_prob(flows, fresh), float)
+    return divergences(target(name), flows, fresh)
 
 
 @eqx.filter_jit
@@ -88,28 +78,12 @@ def bounds(flows, key):
     return product, quotients.max(axis=-1)
 
 
-def step_seconds(makes):
-    """Time of a step's gradient for each flow, taken in turn."""
-    x = jr.normal(jr.key(1), (BATCH, 2))
-
-    def step(make):
-        params, static = eqx.partition(
-            make(jr.key(0)), eqx.is_inexact_array
-        )
-        loss = lambda params: (
-            -eqx.combine(params, static).log_prob(x).mean()
-        )
-        gradient = jax.jit(jax.grad(loss))
-        return lambda: gradient(params)
-
-    return seconds([step(make) for make in makes])
-
-
 def sweep_fits():
     """Residual flows of 4, 8 and 16 blocks against couplings of equal parameters and of equal time."""
     rows, fields = [], ["target", "flow", "blocks", "steps", "parameters", "seed"]  # fmt: skip
     fields += ["kl", "product", "quotient", "seconds"]
-    slow, quick = step_seconds([residual, coupling])
+    batch = jr.normal(jr.key(1), (BATCH, 2))
+    slow, quick = step_seconds([residual, coupling], batch)
     equal = round(slow / quick * STEPS, -2)
     print(
         f"a step: residual {slow:.4f} s, coupling {quick:.4f} s", flush=True

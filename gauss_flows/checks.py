@@ -5,7 +5,7 @@ broken bound raises. The number may differ between machines, the bound may not.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import equinox as eqx
@@ -50,11 +50,13 @@ class Report:
         lines: One :class:`Line` a property.
         permutation: An order of the (flat) coordinates in which the Jacobian is lower triangular,
             or None if there is none. Printed up to 12 coordinates.
+        pattern: Which entries of the (flat) Jacobian are not zero at every point, shape (size, size).
     """
 
     title: str
     lines: tuple[Line, ...]
     permutation: tuple[int, ...] | None
+    pattern: np.ndarray = field(compare=False)
 
     @property
     def ok(self) -> bool:
@@ -166,7 +168,7 @@ def check_bijection(
 
     Returns:
         A report: ``.ok``, ``report["round trip x -> z -> x"]`` and the other figures by name,
-        ``.permutation``. In a notebook it shows as a table.
+        ``.permutation``, ``.pattern``. In a notebook it shows as a table.
 
     Raises:
         CheckError: If a bound is broken; the message says which and at which point.
@@ -233,7 +235,7 @@ def check_bijection(
     title += f"{n:,} point{'s' if n > 1 else ''}, {xs.dtype}"
     if m < n:
         title += f" (Jacobians at {m:,})"
-    report = Report(title, tuple(lines), order)
+    report = Report(title, tuple(lines), order, pattern)
     print(report)
     if not report.ok:
         failed = [str(line) for line in lines if not line.ok]

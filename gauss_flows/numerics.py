@@ -142,7 +142,9 @@ def ndtri_exp(log_p: Array) -> Array:
     for _ in range(2 if log_p.dtype.itemsize == 8 else 1):  # Halley: the error is cubed
         mills = mills_ratio(-z)
         newton = (jnp.log(mills) - 0.5 * z * z - log_p) * mills * _SQRT_2PI
-        z = z - newton / (1 + 0.5 * newton * (z + 1 / (mills * _SQRT_2PI)))
+        # phi / Phi + z lies between 0 and -1/z; far out the difference is nothing but rounding.
+        bend = jnp.clip(z + 1 / (mills * _SQRT_2PI), 0, 1 / jnp.maximum(-z, 1e-3))
+        z = z - newton / (1 + 0.5 * newton * bend)
     return z
 
 

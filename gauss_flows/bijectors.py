@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy  # its parts load when first used
 from flowjax.bijections import AbstractBijection, Affine
 from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp

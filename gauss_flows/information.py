@@ -4,9 +4,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts load when first used
 from jaxtyping import ArrayLike
-from scipy.spatial import KDTree
-from scipy.special import digamma
 
 from gauss_flows.base import expect, expect_whole
 
@@ -145,12 +144,17 @@ def _log_density(x, k):
         low, high = np.maximum(place - _WINDOW, 0), np.minimum(place + _WINDOW, n - 1)
         width = np.maximum(x[order][high] - x[order][low], smallest)
         found = np.empty(n)
-        found[order] = digamma(high - low) - digamma(n + 1) - np.log(width)
+        found[order] = scipy.special.digamma(high - low) - scipy.special.digamma(n + 1) - np.log(width)
         return found
     dim = x.shape[1]
-    radius = KDTree(x).query(x, k + 1)[0][:, -1]  # the point itself is the nearest
+    radius = scipy.spatial.KDTree(x).query(x, k + 1)[0][:, -1]  # the point itself is the nearest
     log_ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    return digamma(k) - digamma(n) - log_ball - dim * np.log(np.maximum(radius, smallest))
+    return (
+        scipy.special.digamma(k)
+        - scipy.special.digamma(n)
+        - log_ball
+        - dim * np.log(np.maximum(radius, smallest))
+    )
 
 
 __all__ = ["Estimate", "entropy", "negentropy", "total_correlation"]

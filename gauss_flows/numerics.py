@@ -9,13 +9,14 @@ and :math:`M` is so smooth on :math:`[0, 1]` that a short polynomial gives it to
 No branch, no underflow, no loss in the tails: :math:`\log\Phi(-v) = -v^2/2 + \log(t M(t))`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy  # its parts load when first used
 from jax import lax
 from jaxtyping import Array, Float
 from numpy.polynomial import Chebyshev, Polynomial
@@ -59,9 +60,16 @@ def _scaled_quantile(s: np.ndarray) -> np.ndarray:
     return scipy.special.ndtri_exp(-(r**2) / 2) / r
 
 
-# By item size: the degree at which the series' remainder falls below the type's rounding.
-_MILLS = {4: _series(_scaled_mills, 10), 8: _series(_scaled_mills, 24)}
-_QUANTILE = _series(_scaled_quantile, 9)  # good to 1e-5: where Halley's iteration starts
+@functools.cache
+def _mills_series(itemsize: int) -> np.ndarray:
+    """By item size: the degree at which the series' remainder falls below the type's rounding."""
+    return _series(_scaled_mills, {4: 10, 8: 24}[itemsize])
+
+
+@functools.cache
+def _quantile_series() -> np.ndarray:
+    """Good to 1e-5: where Halley's iteration starts."""
+    return _series(_scaled_quantile, 9)
 
 
 def mills_ratio(v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -76,7 +84,7 @@ def mills_ratio(v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     if v.dtype.itemsize < 4:
         return mills_ratio(v.astype(jnp.float32)).astype(v.dtype)
     t = _C / (_C + v)
-    return t * _horner(_MILLS[v.dtype.itemsize], 2 * t - 1)
+    return t * _horner(_mills_series(v.dtype.itemsize), 2 * t - 1)
 
 
 class NormalTails(NamedTuple):
@@ -138,7 +146,7 @@ def ndtri_exp(log_p: Array) -> Array:
     Above that the upper tail is the one to work with: see :func:`normal_quantile`.
     """
     r = jnp.sqrt(-2 * log_p)
-    z = r * _horner(_QUANTILE, 4 / (2 + r - _R0) - 1)
+    z = r * _horner(_quantile_series(), 4 / (2 + r - _R0) - 1)
     for _ in range(2 if log_p.dtype.itemsize == 8 else 1):  # Halley: the error is cubed
         mills = mills_ratio(-z)
         newton = (jnp.log(mills) - 0.5 * z * z - log_p) * mills * _SQRT_2PI

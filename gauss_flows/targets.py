@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import scipy.integrate
-import scipy.special
+import scipy  # its parts load when first used
 from flowjax.distributions import AbstractDistribution
 from jax.scipy.special import i0e, logsumexp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray

@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import expect, expect_whole, standard_normal
+from gauss_flows.base import expect, expect_whole, jit_once, standard_normal
 from gauss_flows.bijectors import RQSpline
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
@@ -76,7 +76,7 @@ def coupling_flow(
     return Transformed(base, Invert(bijection))
 
 
-@eqx.filter_jit  # one program in place of some forty operations, each compiled for its shape
+@jit_once  # one program in place of some forty operations, each compiled for its shape
 def _layers(keys, dim, bijector, mixing, cond_dim, conditioner, nn_width, nn_depth, actnorm):
     """The layers, stacked along the first axis of every array."""
     if conditioner is None:
@@ -237,7 +237,7 @@ def residual_flow(
     return Transformed(base, Invert(bijection))
 
 
-@eqx.filter_jit
+@jit_once
 def _residual_layers(keys, make, actnorm):
     def layer(key):
         block = make(key)
@@ -246,7 +246,7 @@ def _residual_layers(keys, make, actnorm):
     return eqx.filter_vmap(layer)(keys)
 
 
-@eqx.filter_jit
+@jit_once
 def _autoregressive_layers(keys, dim, bijector, passes, cond_dim, conditioner, nn_width, nn_depth, inverse):
     if conditioner is None:
         conditioner = made(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)

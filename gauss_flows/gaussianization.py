@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D, standardize, walk
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole, standard_normal
+from gauss_flows.base import Bijection, expect, expect_shape, expect_whole, jit_once, standard_normal
 from gauss_flows.bijectors import Family, MixtureGaussianCDF
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling
@@ -107,7 +107,7 @@ def gaussianization_flow(
     return _flow(dim, _layers(jr.split(key, layers), dim, bijector), ActNorm1D((dim,)))
 
 
-@eqx.filter_jit
+@jit_once
 def _layers(keys, dim, bijector):
     return eqx.filter_vmap(lambda key: _layer(key, dim, bijector))(keys)
 

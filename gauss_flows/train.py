@@ -22,7 +22,7 @@ from paramax import unwrap
 from tqdm import tqdm
 
 from gauss_flows import io
-from gauss_flows.base import expect, expect_whole, split_parameters
+from gauss_flows.base import expect, expect_whole, jit_once, split_parameters
 from gauss_flows.residual import estimate_log_prob, is_random
 
 
@@ -403,7 +403,7 @@ def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(schedule))
 
 
-@eqx.filter_jit
+@jit_once
 def _start(key, params, settings, n, many):
     """The first state, with the types of the next ones (a weak one would compile the loop twice).
 

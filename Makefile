@@ -1,4 +1,4 @@
-# make book · make test · make nightly · make notebooks · make lint · make serve · make bench · make travel · make lock
+# make book · make test · make notebooks · make lint · make serve · make bench · make nightly · make mutants · make travel · make links · make lock
 #
 # Each target makes .venv from requirements.lock if it is missing or older than the lock.
 
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help book site test nightly notebooks lint format bench travel serve lock clean
+.PHONY: help book site test nightly mutants notebooks lint format bench travel links serve lock clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -19,7 +19,8 @@ help:
 	@echo "make notebooks  execute the chapters in place (NOTEBOOKS=book/x.ipynb for one)"
 	@echo "make lint       ruff, over the notebooks too, and mypy"
 	@echo "make bench      print speeds as ratios against rivals, from one run"
-	@echo "make nightly    the slow tests that make test leaves out"
+	@echo "make nightly    the slow tests that make test leaves out, and more drawn examples"
+	@echo "make mutants    plant faults in the package, one at a time, and see who catches them"
 	@echo "make travel     every notebook again, as three older processors would run it"
 	@echo "make serve      build the site and serve it on this machine, port 8000"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml (needs uv)"
@@ -46,7 +47,11 @@ test: site
 
 nightly: $(INSTALLED)
 	@echo "== The tests that make test leaves out"
-	@$(PY) -m pytest -n 2 -m nightly tests
+	@HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "nightly or drawn" tests
+
+mutants: $(INSTALLED)
+	@echo "== Planting faults, one at a time"
+	@$(PY) tests/mutants.py
 
 notebooks: $(INSTALLED)
 	@echo "== Executing the chapters in place"

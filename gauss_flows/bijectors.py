@@ -1,7 +1,6 @@
 """The first choice: which monotone map of the real line. Scalar bijections, shape ()."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -49,7 +48,7 @@ class Family(eqx.Module):
     # In pieces, which no optimiser and no unwrapping touches before the bijector is rebuilt.
     _theta: Any  # Float[Array, " P"], in NonTrainable
     _rest: list[Any]
-    _rebuild: tuple[Callable, Any] = eqx.field(static=True)
+    _rebuild: tuple[Any, ...] = eqx.field(static=True)
 
     def __init__(self, bijector: AbstractBijection):
         kind = type(bijector).__name__
@@ -57,11 +56,11 @@ class Family(eqx.Module):
         expect(bijector.shape == (), "bijector", "be scalar, of shape ()", bijector.shape)
         expect(bijector.cond_shape is None, "bijector", "be unconditional", bijector.cond_shape)
         theta, rest = split_parameters(bijector)
-        vector, unravel = ravel_pytree(theta)
-        self._theta = NonTrainable(vector)
+        parts, parameters = jax.tree.flatten(theta)
+        self._theta = NonTrainable(ravel_pytree(theta)[0])
         leaves, structure = jax.tree.flatten(rest)
         self._rest = [NonTrainable(a) if eqx.is_array(a) else a for a in leaves]
-        self._rebuild = (unravel, structure)
+        self._rebuild = (parameters, tuple(jnp.shape(part) for part in parts), structure)
 
     @property
     def size(self) -> int:
@@ -78,8 +77,11 @@ class Family(eqx.Module):
 
     def __call__(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """The bijector with parameters ``theta``."""
-        unravel, structure = self._rebuild
-        return eqx.combine(unravel(theta), jax.tree.unflatten(structure, unwrap(self._rest)))
+        parameters, shapes, structure = self._rebuild
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        parts = [part.reshape(s) for part, s in zip(jnp.split(theta, ends[:-1]), shapes, strict=True)]
+        rest = jax.tree.unflatten(structure, unwrap(self._rest))
+        return eqx.combine(jax.tree.unflatten(parameters, parts), rest)  # in theta's own precision
 
     def apply(
         self, method: str, theta: Float[Array, "B P"], x: Float[Array, " B"]

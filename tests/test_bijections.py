@@ -309,6 +309,7 @@ def couplings(draw):
 seeds = st.integers(0, 2**31 - 1)
 
 
+@pytest.mark.drawn
 @settings(max_examples=DRAWS)
 @given(couplings())
 def test_any_coupling_is_a_bijection(drawn):
@@ -337,6 +338,7 @@ def _trip(name, dtype):
     return family.size, jax.jit(trip)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("name", MENU)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @settings(max_examples=20 * DRAWS)
@@ -361,6 +363,7 @@ def test_any_number_survives_any_map(name, dtype, data):
         np.testing.assert_allclose(again, z, rtol=rtol, atol=atol)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("name", MENU)
 @settings(max_examples=20 * DRAWS)
 @given(data=st.data())
@@ -509,6 +512,19 @@ def test_frozen_parts_of_a_bijector_stay_and_are_not_trained():
     assert not any(bool(g.any()) for g in still)
     shift = layer.transform(jnp.array([0.5, 0.0]))[1]
     np.testing.assert_allclose(shift, 3.0, rtol=1e-6)
+
+
+def test_a_layer_can_be_cast_whatever_precision_its_bijector_was_made_in():
+    with jax.enable_x64(True):
+        bijector = gf.bijectors.exp_affine(2.0)
+    with jax.enable_x64(False):
+        layer = gf.Coupling(jr.key(0), shape=(2,), bijector=bijector)
+        z = layer.transform(jnp.ones(2))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, layer)
+        again = wide.transform(jnp.ones(2))
+        assert (z.dtype, again.dtype) == (jnp.float32, jnp.float64)
+        np.testing.assert_allclose(again, np.asarray(z, float), rtol=1e-5)
 
 
 def test_the_parts_of_a_coupling_layer_can_be_used_alone():

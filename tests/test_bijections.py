@@ -514,12 +514,9 @@ def test_frozen_parts_of_a_bijector_stay_and_are_not_trained():
     np.testing.assert_allclose(shift, 3.0, rtol=1e-6)
 
 
-def test_a_layer_can_be_cast_whatever_precision_its_bijector_was_made_in():
-    with jax.enable_x64(True):
-        bijector = gf.bijectors.exp_affine(2.0)
-    with jax.enable_x64(False):
-        layer = gf.Coupling(jr.key(0), shape=(2,), bijector=bijector)
-        z = layer.transform(jnp.ones(2))
+def test_a_layer_can_be_cast_to_another_precision():
+    layer = gf.Coupling(jr.key(0), shape=(2,), bijector=gf.bijectors.exp_affine(2.0))
+    z = layer.transform(jnp.ones(2))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, layer)
         again = wide.transform(jnp.ones(2))

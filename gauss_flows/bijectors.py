@@ -55,7 +55,8 @@ class Family(eqx.Module):
         expect(isinstance(bijector, AbstractBijection), "bijector", "be a flowjax bijection", kind)
         expect(bijector.shape == (), "bijector", "be scalar, of shape ()", bijector.shape)
         expect(bijector.cond_shape is None, "bijector", "be unconditional", bijector.cond_shape)
-        theta, rest = split_parameters(bijector)
+        in_force = lambda a: jnp.asarray(a, float) if eqx.is_inexact_array(a) else a
+        theta, rest = split_parameters(jax.tree.map(in_force, bijector))  # whatever precision it came in
         parts, parameters = jax.tree.flatten(theta)
         self._theta = NonTrainable(ravel_pytree(theta)[0])
         leaves, structure = jax.tree.flatten(rest)

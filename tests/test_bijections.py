@@ -515,7 +515,10 @@ def test_frozen_parts_of_a_bijector_stay_and_are_not_trained():
 
 
 def test_a_layer_can_be_cast_to_another_precision():
-    layer = gf.Coupling(jr.key(0), shape=(2,), bijector=gf.bijectors.exp_affine(2.0))
+    """Whatever precision its bijector was made in."""
+    with jax.enable_x64(True):
+        bijector = gf.bijectors.exp_affine(2.0)
+    layer = gf.Coupling(jr.key(0), shape=(2,), bijector=bijector)
     z = layer.transform(jnp.ones(2))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, layer)

@@ -22,6 +22,7 @@ help:
 	@echo "make nightly    the slow tests that make test leaves out, and more drawn examples"
 	@echo "make mutants    plant faults in the package, one at a time, and see who catches them"
 	@echo "make travel     every notebook again, as three older processors would run it"
+	@echo "make links      ask every address that the book names whether it is there"
 	@echo "make serve      build the site and serve it on this machine, port 8000"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml (needs uv)"
 
@@ -73,6 +74,9 @@ bench: $(INSTALLED)
 travel: $(INSTALLED)
 	@for isa in SSE4_2 AVX AVX2; do echo "== The notebooks, with instructions up to $$isa"; \
 		XLA_FLAGS=--xla_cpu_max_isa=$$isa $(PY) -m pytest -n 2 --dist loadfile book; done
+
+links: $(INSTALLED)
+	@$(PY) book/_links.py
 
 serve: site
 	@echo "== Serving the book at http://localhost:8000 (Ctrl-C to stop)"

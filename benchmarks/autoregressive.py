@@ -17,11 +17,11 @@ import flowjax.bijections as fb
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from _timing import seconds
 from flowjax.distributions import Normal, Transformed
 from paramax import non_trainable
 
 import gauss_flows as gf
+from book.sweeps._timing import seconds
 
 CASES = ((64, 128, 1024), (256, 512, 256))
 

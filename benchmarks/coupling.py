@@ -20,12 +20,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from _timing import seconds
 from flowjax.bijections import RationalQuadraticSpline
 from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow
 
 import gauss_flows as gf
+from book.sweeps._timing import seconds
 from gauss_flows.base import split_parameters
 
 CASES = ((2, 4096), (16, 4096), (64, 1024))

@@ -15,10 +15,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from _timing import seconds
 from paramax import unwrap
 
 import gauss_flows as gf
+from book.sweeps._timing import seconds
 
 POINTS, COMPONENTS = 4096, 8
 

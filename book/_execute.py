@@ -4,12 +4,20 @@ Each runs in a fresh kernel, from its own folder. What is written is *canonical*
 sources, outputs and meaningful metadata, without times, kernel details or random identifiers.
 Running it twice changes nothing but the numbers after ≈ and the pictures. A cell that raises stops
 the run, and the stored notebook stays as it was.
+
+``python book/_execute.py --times [notebook ...]`` writes instead how long each takes to
+``running_times.csv``, and leaves the notebooks alone. Do so while the machine does nothing else.
 """
 
+import csv
+import datetime
+import os
+import platform
 import sys
 import time
 from collections import Counter
 from hashlib import sha1
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -21,6 +29,7 @@ KERNEL = {
     "language": "python",
     "name": "python3",
 }
+TIMES = BOOK / "running_times.csv"
 KEPT_CELL_METADATA = ("tags", "mystnb")
 
 
@@ -64,8 +73,10 @@ def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def execute(path: Path, timeout: float = 600) -> float:
-    """Run one notebook in place, and return the seconds it took."""
+def run(
+    path: Path, timeout: float = 600
+) -> tuple[nbformat.NotebookNode, float]:
+    """The notebook with new outputs, and the seconds it took."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -80,17 +91,49 @@ def execute(path: Path, timeout: float = 600) -> float:
         coalesce_streams=True,
     )
     client.execute()
-    seconds = time.perf_counter() - start
+    return notebook, time.perf_counter() - start
+
+
+def execute(path: Path, timeout: float = 600) -> float:
+    """Run one notebook in place, and return the seconds it took."""
+    notebook, seconds = run(path, timeout)
     temporary = path.with_suffix(".ipynb.tmp")
     nbformat.write(canonical(notebook), temporary)
     temporary.replace(path)
     return seconds
 
 
+def record(path: Path, seconds: float) -> None:
+    """Put a chapter's time into the table, in place of an older one."""
+    rows = {}
+    if TIMES.exists():
+        rows = {
+            r["chapter"]: r
+            for r in csv.DictReader(TIMES.read_text().splitlines())
+        }
+    name = f"{{doc}}`{path.stem}`"
+    rows[name] = {
+        "chapter": name,
+        "seconds": f"{seconds:.0f}",
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, JAX {version('jax')}",
+        "date": datetime.date.today(),
+    }
+    with TIMES.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[name], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+
+
 def main(names: list[str]) -> None:
+    times = "--times" in names
+    names = [name for name in names if name != "--times"]
     for path in [Path(name).resolve() for name in names] or chapters():
         print(f"{path.name}: ", end="", flush=True)
-        print(f"{execute(path):.0f} s")
+        seconds = run(path)[1] if times else execute(path)
+        print(f"{seconds:.0f} s")
+        if times:
+            record(path, seconds)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def test_entropies_are_right_within_their_standard_errors():
     ):
         value, error = gf.entropy(x)
         assert abs(float(value) - truth) <= 3 * float(error) + 2e-3  # the ends, where p is not constant
+        assert 0 < float(error) <= 0.01  # a standard deviation of about 1, over sqrt(n)
     value, error = gf.negentropy(uniform)
     assert abs(float(value) - (1.41894 + 0.5 * np.log(1 / 12))) <= 3 * float(error) + 2e-3
     assert abs(float(gf.negentropy(normal).value)) <= 0.01
@@ -169,6 +170,16 @@ def test_a_dead_conditioner_is_a_diagonal_layer(dtype):
     tolerance = 32 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(ours[0][:, 2:], theirs[0], rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(ours[1], theirs[1], rtol=tolerance, atol=tolerance)
+
+
+def test_principal_axes_decorrelate():
+    """And the first output has the largest variance."""
+    x = jr.normal(jr.key(0), (500, 3)) @ jnp.array([[3.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.3]])
+    marginal = gf.MarginalGaussianization((3,), bijector=gf.MixtureGaussianCDF(2))
+    warm = gf.warm_start(fb.Chain([gf.HouseholderRotation(3, (3,)), marginal]), x, rotation="pca", em_steps=1)
+    covariance = jnp.cov(jax.vmap(warm.bijections[0].transform)(x).T)
+    np.testing.assert_allclose(covariance, jnp.diag(jnp.diag(covariance)), atol=1e-3)
+    assert bool((jnp.diff(jnp.diag(covariance)) < 0).all())
 
 
 def test_what_cannot_be_warmed_or_fitted_is_named():

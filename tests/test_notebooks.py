@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutants
 import nbformat
 import pytest
 
@@ -66,11 +67,14 @@ def defines_only(source: str) -> bool:
 def nbval(path: Path, **env: str) -> subprocess.CompletedProcess:
     """Run the project's own strict nbval over one notebook, and nothing else."""
     command = [
-        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--nbval", "--nbval-current-env"),
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.figures", "-q"),
+        *("--nbval", "--nbval-current-env"),
         *("--nbval-cell-timeout=600", f"--nbval-sanitize-with={ROOT / 'tests/nbval_sanitize.cfg'}"),
         *("-c", os.devnull, "--rootdir", str(path.parent), str(path)),
     ]
-    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=os.environ | env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,21 @@ def plant(folder: Path, old: str, new: str) -> None:
     (package / "coupling.py").write_text(source.replace(old, new))
 
 
+def test_the_table_of_planted_faults_is_current():
+    """Each fault still fits its file, and the table has it: caught by the tests, and mostly by a chapter."""
+    modules = {path.name for path in (ROOT / "gauss_flows").glob("*.py")} - {"__init__.py"}
+    assert {mutant.file for mutant in mutants.MUTANTS} == modules
+    for mutant in mutants.MUTANTS:
+        assert (ROOT / "gauss_flows" / mutant.file).read_text().count(mutant.old) == 1, mutant.name
+        assert all((BOOK / f"{chapter}.ipynb").exists() for chapter in mutant.chapters.split()), mutant.name
+    rows = mutants.read()
+    assert list(rows) == [mutant.name for mutant in mutants.MUTANTS], "run `make mutants`"
+    assert len(rows) >= 44
+    assert [name for name, row in rows.items() if not row["tests"]] == []
+    unseen = [name for name, row in rows.items() if not row["notebook"]]
+    assert len(unseen) <= 0.1 * len(rows), unseen
+
+
 X86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere the flag means nothing
 
 
@@ -222,3 +241,34 @@ def test_executing_twice_changes_nothing(tmp_path):
     with pytest.raises(Exception, match="ZeroDivisionError"):
         execute(path)
     assert path.read_bytes() == before
+
+
+FIGURE = """import matplotlib.pyplot as plt
+import numpy as np
+t = np.linspace(0, 6, 200)
+fig, ax = plt.subplots(figsize=(5, 3))
+ax.plot(t, np.sin(t), label="sine")
+ax.set_title("The wave repeats itself")
+plt.show()"""
+
+
+def test_a_stale_figure_fails(tmp_path):
+    """Another colour, another curve or another word in the title; the same figure drawn again passes."""
+    from _execute import execute
+
+    path = tmp_path / "figure.ipynb"
+    changes = (
+        ("", ""),
+        ('"sine"', '"sine", color="r"'),
+        ("np.sin(t)", "0.9 * np.sin(t)"),
+        ("repeats", "flatters"),
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIGURE) for _ in changes]), path)
+    execute(path)
+    stored = nbformat.read(path, as_version=4)
+    for cell, (old, new) in zip(stored.cells, changes, strict=True):
+        cell.source = cell.source.replace(old, new, 1) if old else cell.source
+    nbformat.write(stored, path)
+    run = nbval(path)
+    assert "3 failed, 1 passed" in run.stdout
+    assert run.stdout.count("the stored figure is stale") == 3

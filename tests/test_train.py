@@ -16,6 +16,7 @@ import optax
 import pytest
 from flowjax.bijections import Affine
 from flowjax.distributions import Normal, Transformed
+from paramax import unwrap
 
 import gauss_flows as gf
 from gauss_flows import train
@@ -54,6 +55,9 @@ def test_fit_learns_a_gaussian_and_leaves_its_input_alone():
     assert result.best_step == result.val_steps[result.val_loss.argmin()]
     assert (result.stopped, result.failed_step) == ("steps", -1)
     assert all((a == b).all() for a, b in zip(before, leaves(flow), strict=True))
+    base = unwrap(result.flow).base_dist
+    assert not base.loc.any(), "the base was trained"
+    assert (base.scale == 1).all()
 
 
 @pytest.mark.parametrize("log_det", ["exact", "hutchinson", "roulette"])
@@ -313,6 +317,17 @@ def test_distill_refuses(change, message):
         gf.distill(jr.key(0), arguments.pop("teacher"), arguments.pop("student"), **arguments)
 
 
+def test_a_new_coupling_flow_is_its_bijector_and_every_coordinate_has_its_turn():
+    x = jr.normal(jr.key(1), (20, 3))
+    new = gf.coupling_flow(jr.key(0), 3, layers=2, bijector=gf.Affine(), nn_width=8)
+    np.testing.assert_allclose(jax.jit(jax.vmap(new.bijection.inverse))(x), x, atol=1e-5)
+    network = gf.conditioners.mlp(8, 1, activation=jnp.tanh)
+    options = {"layers": 3, "bijector": gf.Affine(), "conditioner": network}
+    for mixing in ("lu", "flip"):  # before anything is trained
+        loud = gf.coupling_flow(jr.key(0), 4, mixing=mixing, **options)
+        assert jax.jit(jax.jacfwd(loud.bijection.inverse))(jnp.ones(4)).all()
+
+
 def test_coupling_flow_mixings_and_refusals():
     for mixing in ("householder", "lu", "flip"):
         flow = gf.coupling_flow(jr.key(0), 3, layers=2, mixing=mixing, nn_width=8, actnorm=True)
@@ -332,6 +347,7 @@ def test_save_and_load(tmp_path):
     path = tmp_path / "a file.npz"
     flow = small(jr.key(1))
     gf.save(path, flow)
+    assert len(leaves(flow)) > 10  # a10 sorts before a2
     assert same(gf.load(path, small()), flow)
     assert not same(small(), flow)
     assert [p.name for p in tmp_path.iterdir()] == ["a file.npz"]

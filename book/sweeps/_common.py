@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from benchmarks._timing import seconds
+from book.sweeps._timing import seconds
 from gauss_flows.base import split_parameters
 from gauss_flows.conditioners import MaskedMLP
 from paramax import NonTrainable

@@ -111,7 +111,7 @@ def test_an_untouched_copy_passes(beginning):
         ("0.363", "0.364"),  # a printed result
         ("≤ 1e-12", "≤ 1e-11"),  # a bound
         pytest.param("-0.00768", "-0.00769", marks=pytest.mark.nightly),  # a log-determinant
-        ("lower triangular", "upper triangular"),  # a word
+        pytest.param("lower triangular", "upper triangular", marks=pytest.mark.nightly),  # a word
     ],
 )
 def test_a_changed_digit_fails(beginning, tmp_path, old, new):
@@ -158,9 +158,9 @@ def test_a_copy_without_outputs_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("self.shape), log_det.sum()", "self.shape), log_det.sum()"),  # no fault
-        ("self.shape), log_det.sum()", "self.shape), -log_det.sum()"),  # the sign of a log-det
-        ("return _join(passive, out,", "return _join(passive + 1e-9, out,"),  # a copy that is none
+        # No fault; the sign of a log-det. tests/mutants.py plants many more.
+        pytest.param("self.shape), log_det.sum()", "self.shape), log_det.sum()", marks=pytest.mark.nightly),
+        ("self.shape), log_det.sum()", "self.shape), -log_det.sum()"),
     ],
 )
 def test_a_fault_in_the_package_fails_the_chapter(beginning, tmp_path, old, new):

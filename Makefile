@@ -12,6 +12,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 SITE := _build/html/index.html
+SOURCES := $(shell find _config.yml _toc.yml book gauss_flows -type f -not -path "*/.*" -not -path "*/__pycache__/*")
 
 help:
 	@echo "make book       build the site, warnings as errors, and print where it is"
@@ -34,10 +35,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(INSTALLED)
 
-site: $(INSTALLED)
+site: $(SITE)
+
+$(SITE): $(INSTALLED) $(SOURCES)
 	@echo "== Building the site from the stored notebooks, warnings as errors"
+	@rm -f $(SITE)
 	@$(PY) .venv/bin/jupyter-book build . --all --warningiserror --nitpick --keep-going --quiet
 	@test -s $(SITE) || { echo "The build ended without $(SITE)" >&2; exit 1; }
+	@touch $(SITE)
 
 book: site
 	@echo "== The book is built: open $(SITE)"

@@ -126,9 +126,14 @@ def record(path: Path, seconds: float) -> None:
 
 
 def main(names: list[str]) -> None:
-    times = "--times" in names
-    names = [name for name in names if name != "--times"]
+    times, words = "--times" in names, "--words" in names
+    names = [name for name in names if not name.startswith("--")]
     for path in [Path(name).resolve() for name in names] or chapters():
+        if words:  # only text changed: nothing to run
+            nbformat.write(
+                canonical(nbformat.read(path, as_version=4)), path
+            )
+            continue
         print(f"{path.name}: ", end="", flush=True)
         seconds = run(path)[1] if times else execute(path)
         print(f"{seconds:.0f} s")

@@ -234,7 +234,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     # --- io
     ("arrays in the order of their names", "io.py",
      'new = [jnp.asarray(stored[f"a{i}"]) for i in range(len(ours))]',
-     "new = [jnp.asarray(stored[name]) for name in sorted(stored)]", "depth_stability",
+     "new = [jnp.asarray(stored[name]) for name in sorted(stored)]", "your_own_data",
      "test_train.py save_and_load"),
 ))  # fmt: skip
 

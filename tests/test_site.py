@@ -321,8 +321,6 @@ COLOURS = [{"include": [["[data-kind]"]]}, {"runOnly": ["color-contrast", "link-
 @pytest.mark.parametrize("name", [*MADE, *PAGES])
 def test_a_page_in_the_browser(window, address, name):
     """Opened once: half of the pages in the light scheme and then switched to the dark, half in reverse."""
-    from axe_playwright_python.base import AXE_SCRIPT
-
     schemes = ["light", "dark"] if len(name) % 2 else ["dark", "light"]
     with opened(window, address, name, schemes[0]) as page:
         assert page.evaluate("document.documentElement.dataset.theme") == schemes[0]
@@ -343,10 +341,27 @@ def test_a_page_in_the_browser(window, address, name):
             assert ratio >= 4.5, (scheme, where)
         assert page.outside == []
         assert page.complaints == []
+
+
+KINDS_OF_PAGE = ("book/intro.html", "book/api.html", "book/coupling_pattern.html", "search.html")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in KINDS_OF_PAGE else pytest.mark.nightly)
+        for name in [*MADE, *PAGES]
+    ],
+)
+def test_axe_finds_nothing_serious(window, address, name):
+    """One page of each kind in `make test`, all pages in `make nightly`; in light and in dark."""
+    from axe_playwright_python.base import AXE_SCRIPT
+
+    with opened(window, address, name) as page:
         assert page.evaluate(THIN) > 20
         page.evaluate(AXE_SCRIPT)
         assert page.evaluate(AXE, STRUCTURE) == []
-        for scheme in reversed(schemes):
+        for scheme in ("light", "dark"):
             switch(page, scheme)
             assert page.evaluate(AXE, COLOURS) == [], scheme
 
@@ -406,7 +421,9 @@ def test_a_moving_figure_is_small_and_described(movie):
 
 
 @pytest.mark.parametrize("by", ["file", pytest.param("http", marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("movie", MOVIES)
+@pytest.mark.parametrize(
+    "movie", MOVIES[:1] + [pytest.param(m, marks=pytest.mark.nightly) for m in MOVIES[1:]]
+)
 def test_a_moving_figure_moves_when_asked(window, address, movie, by):
     site = SITE.as_uri() + "/" if by == "file" else address
     with opened(window, site, page_of(movie)) as page:

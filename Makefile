@@ -51,7 +51,7 @@ test: site
 	@echo "== Testing the package, every notebook, and the built site"
 	@$(PY) -m pytest -n 2 --dist loadfile
 
-nightly: $(INSTALLED)
+nightly: site
 	@echo "== The tests that make test leaves out"
 	@HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "nightly or drawn" tests
 

@@ -309,7 +309,8 @@ def _gaussianize(layer, x, condition, forward, *, rotation, em_steps):
     if isinstance(layer, HouseholderRotation) and rotation == "pca":
         centred = flat - flat.mean(axis=0, keepdims=True)
         axes = jnp.linalg.eigh(centred.T @ centred / len(flat))[1][:, ::-1].T
-        return layer.with_axes(axes if forward else axes.T)
+        turn = layer.with_axes(axes)  # backward: the same reflections in the other order
+        return turn if forward else eqx.tree_at(lambda b: b.params, turn, turn.params[::-1])
     return layer
 
 

@@ -265,7 +265,8 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    options = ("-x", "-q", "-p", "no:cacheprovider", "-m", "")  # those left to `make nightly` too
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False
     )

@@ -114,6 +114,7 @@ def test_rbig_gains_what_it_says_and_is_a_bijection(rotation):
     assert gf.check_bijection(fb.Invert(result.flow.bijection), fresh[:64]).ok
 
 
+@pytest.mark.nightly
 def test_rbig_stops_when_nothing_falls_any_more():
     x = 3 + 0.1 * jr.normal(jr.key(0), (4000, 2))
     result = gf.rbig(jr.key(1), x, layers=30, n_components=2, patience=4)

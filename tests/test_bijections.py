@@ -1021,7 +1021,7 @@ def scaled(dim, lipschitz):
 
 
 @pytest.mark.parametrize("lipschitz", [0.5, 0.9, 0.97])
-@pytest.mark.parametrize("dim", [2, 8])
+@pytest.mark.parametrize("dim", [2, pytest.param(8, marks=pytest.mark.nightly)])
 def test_roulette_is_unbiased_and_truncation_is_not(dim, lipschitz):
     """Values and gradients (in x and in the parameters) within three standard errors of the exact ones."""
     with jax.enable_x64(True):
@@ -1047,6 +1047,9 @@ def test_roulette_is_unbiased_and_truncation_is_not(dim, lipschitz):
         assert 5 * float(cut.std()) / np.sqrt(len(keys)) < abs(bias) <= tail
 
 
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.nightly)], indirect=True
+)
 def test_residual_blocks_stay_within_their_bound(dtype):
     """However large the weights; the certified bound covers the inverse's error; Newton and Banach agree."""
     for lipschitz in (0.5, 0.9, 0.97):

@@ -331,6 +331,7 @@ def test_a_new_coupling_flow_is_its_bijector_and_every_coordinate_has_its_turn()
         assert jax.jit(jax.jacfwd(loud.bijection.inverse))(jnp.ones(4)).all()
 
 
+@pytest.mark.nightly
 def test_coupling_flow_mixings_and_refusals():
     for mixing in ("householder", "lu", "flip"):
         flow = gf.coupling_flow(jr.key(0), 3, layers=2, mixing=mixing, nn_width=8, actnorm=True)

@@ -138,23 +138,18 @@ def _mean(terms) -> Estimate:
 
 def _log_density(x, k):
     """An estimate of log p at each point, free of bias where p is constant around it."""
-    n, smallest = len(x), np.finfo(np.float64).tiny
+    n, smallest, digamma = len(x), np.finfo(np.float64).tiny, scipy.special.digamma
     if x.ndim == 1:
         order, place = np.argsort(x), np.arange(n)
         low, high = np.maximum(place - _WINDOW, 0), np.minimum(place + _WINDOW, n - 1)
         width = np.maximum(x[order][high] - x[order][low], smallest)
         found = np.empty(n)
-        found[order] = scipy.special.digamma(high - low) - scipy.special.digamma(n + 1) - np.log(width)
+        found[order] = digamma(high - low) - digamma(n + 1) - np.log(width)
         return found
     dim = x.shape[1]
     radius = scipy.spatial.KDTree(x).query(x, k + 1)[0][:, -1]  # the point itself is the nearest
     log_ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    return (
-        scipy.special.digamma(k)
-        - scipy.special.digamma(n)
-        - log_ball
-        - dim * np.log(np.maximum(radius, smallest))
-    )
+    return digamma(k) - digamma(n) - log_ball - dim * np.log(np.maximum(radius, smallest))
 
 
 __all__ = ["Estimate", "entropy", "negentropy", "total_correlation"]

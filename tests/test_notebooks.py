@@ -68,7 +68,7 @@ def nbval(path: Path, **env: str) -> subprocess.CompletedProcess:
     """Run the project's own strict nbval over one notebook, and nothing else."""
     command = [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.figures", "-q"),
-        *("--nbval", "--nbval-current-env"),
+        *("-rN", "--nbval", "--nbval-current-env"),  # the summary repeats each message where CI is set
         *("--nbval-cell-timeout=600", f"--nbval-sanitize-with={ROOT / 'tests/nbval_sanitize.cfg'}"),
         *("-c", os.devnull, "--rootdir", str(path.parent), str(path)),
     ]

@@ -65,6 +65,7 @@ def floor(flow, x):
     size = networks.layers[0].weight.shape[-1]
 
     def run(params, x):
+        @jax.checkpoint
         def step(x, network):
             out = jax.vmap(build(network))(x)
             return x + 1e-3 * jnp.square(out).mean(axis=1, keepdims=True), None

@@ -24,7 +24,7 @@ from gauss_flows.actnorm import ActNorm1D, data_init
 from gauss_flows.autoregressive import MaskedAutoregressive
 
 # What every layer is
-from gauss_flows.base import Bijection
+from gauss_flows.base import Bijection, Scan
 
 # The coupling pattern
 from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline
@@ -85,6 +85,7 @@ __all__ = [
     "RQSplineCoupling",
     "Report",
     "Residual",
+    "Scan",
     "base",
     "bijectors",
     "check",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load when first used
 from flowjax.bijections import AbstractBijection, Affine
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp
 from jaxtyping import Array, ArrayLike, Float
@@ -392,6 +393,22 @@ def _components(n_components, weights, means, scales, log_scale_bound, spread, u
     return jnp.asarray(logits, dtype=float), jnp.asarray(means, dtype=float), log_scales
 
 
+@jax.custom_jvp
+def _entry(array: Array, i: Array) -> Array:
+    """array[i], cut to the array's range.
+
+    Its derivative is a sum over a mask: that of an index would be a scatter, which is slow on every device.
+    """
+    return lax.dynamic_index_in_dim(array, i, keepdims=False)
+
+
+@_entry.defjvp
+def _entry_jvp(primals, tangents):
+    array, i = primals
+    here = jnp.arange(len(array)) == jnp.clip(i, 0, len(array) - 1)
+    return _entry(array, i), jnp.sum(jnp.where(here, tangents[0], 0))
+
+
 class RQSpline(Bijection):
     r"""A rational-quadratic spline inside an interval, the identity outside it.
 
@@ -449,31 +466,31 @@ class RQSpline(Bijection):
         self.widths, self.heights, self.slopes = jnp.zeros(k), jnp.zeros(k), jnp.zeros(k - 1)
         self.interval, self.min_width, self.min_slope = float(interval), float(min_width), float(min_slope)
 
-    def _knots(self):
-        """Left edges and sizes of the bins in x and in y, slopes at their two ends."""
-        k = len(self.widths)
+    def _bin(self, value, searched):
+        """Of the bin that holds the value: left edge and size in x and in y, slopes at its ends.
+
+        Everything that all bins need not have, the softmax's division too, is done for this one alone.
+        """
+        k, width, free = len(self.widths), 2 * self.interval, 1 - len(self.widths) * self.min_width
         before = jnp.tril(jnp.ones((k, k), self.widths.dtype), -1)  # a product, not a slow cumsum
+        sizes = [jnp.exp(raw - lax.stop_gradient(raw.max())) for raw in (self.widths, self.heights)]
+        axes = [(before @ size, size, size.sum()) for size in sizes]
+        edge = lambda i, part: width * (self.min_width * i + free * part) - self.interval
+        left, _, total = axes[searched]
+        i = jnp.sum(value >= edge(jnp.arange(k), left / total)) - 1
 
-        def edges(raw):
-            size = self.min_width + (1 - k * self.min_width) * jax.nn.softmax(raw)
-            return 2 * self.interval * (before @ size) - self.interval, 2 * self.interval * size
-
-        unit = math.log(math.expm1(1 - self.min_slope))
-        inner = self.min_slope + jax.nn.softplus(unit + soft_clip(self.slopes, 1 / self.min_slope))
-        one = jnp.ones(1, self.widths.dtype)
-        slopes = jnp.concatenate([one, inner, one])
-        return *edges(self.widths), *edges(self.heights), slopes[:-1], slopes[1:]
-
-    def _bin(self, value, left, arrays):
-        """Of each array, the entry of the bin that holds the value: a sum over a one-hot mask."""
-        here = jnp.arange(len(left)) == jnp.sum(value >= left) - 1
-        return (jnp.sum(jnp.where(here, a, 0)) for a in arrays)
+        x0, y0 = (edge(i, _entry(left, i) / total) for left, _, total in axes)
+        dx, dy = (width * (self.min_width + free * _entry(size, i) / total) for _, size, total in axes)
+        unit = math.log(math.expm1(1 - self.min_slope))  # where a slope is 1
+        slope = lambda raw: self.min_slope + jax.nn.softplus(unit + soft_clip(raw, 1 / self.min_slope))
+        d0 = jnp.where(i > 0, slope(_entry(self.slopes, i - 1)), 1) if k > 1 else 1.0
+        d1 = jnp.where(i < k - 1, slope(_entry(self.slopes, i)), 1) if k > 1 else 1.0
+        return x0, dx, y0, dy, d0, d1
 
     def transform_and_log_det(self, x, condition=None):
         inside = jnp.abs(x) < self.interval
         safe = jnp.where(inside, x, 0)  # so that the untaken branch has finite gradients
-        knots = self._knots()
-        x0, dx, y0, dy, d0, d1 = self._bin(safe, knots[0], knots)
+        x0, dx, y0, dy, d0, d1 = self._bin(safe, 0)
         xi, s = (safe - x0) / dx, dy / dx
         between = xi * (1 - xi)
         below = s + (d0 + d1 - 2 * s) * between
@@ -484,8 +501,7 @@ class RQSpline(Bijection):
     def inverse_and_log_det(self, y, condition=None):
         inside = jnp.abs(y) < self.interval
         safe = jnp.where(inside, y, 0)
-        knots = self._knots()
-        x0, dx, y0, dy, d0, d1 = self._bin(safe, knots[2], knots)
+        x0, dx, y0, dy, d0, d1 = self._bin(safe, 1)
         eta, s = (safe - y0) / dy, dy / dx
         bend = eta * (d0 + d1 - 2 * s)
         a, b, c = s - d0 + bend, d0 - bend, -s * eta

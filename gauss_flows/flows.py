@@ -6,13 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.random as jr
-from flowjax.bijections import AbstractBijection, Chain, Flip, Invert, Scan
+from flowjax.bijections import AbstractBijection, Chain, Flip, Invert
 from flowjax.distributions import Transformed
 from jaxtyping import PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import expect, expect_whole, jit_once, standard_normal
+from gauss_flows.base import Scan, expect, expect_whole, jit_once, standard_normal
 from gauss_flows.bijectors import RQSpline
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
@@ -38,7 +38,7 @@ def coupling_flow(
     r"""A flow of coupling layers with a linear map before each, over a standard normal base.
 
     Each layer is [ActNorm], mixing, :class:`~gauss_flows.Coupling` with the first half passive. The
-    layers are built with flowjax's ``Scan``, so compilation does not grow with their number.
+    layers are stacked in a :class:`~gauss_flows.Scan`, so compilation does not grow with their number.
 
     Args:
         key: Random key.
@@ -115,7 +115,7 @@ def maf(
     r"""A masked autoregressive flow: quick densities, and samples in as many steps a layer as coordinates.
 
     Each layer is a reversal of the coordinates' order, then a :class:`~gauss_flows.MaskedAutoregressive`
-    from data to latent, over a standard normal base; the layers are built with flowjax's ``Scan``.
+    from data to latent, over a standard normal base; the layers are stacked in a :class:`~gauss_flows.Scan`.
 
     Args:
         key: Random key.
@@ -197,8 +197,8 @@ def residual_flow(
     r"""A flow of residual blocks: every coordinate reads every other, under a bound on how much.
 
     Each layer is an :class:`~gauss_flows.ActNorm1D` and a :class:`~gauss_flows.Residual` from data to latent,
-    over a standard normal base; the layers are built with flowjax's ``Scan``. A block stretches no direction
-    by more than 1 + L and shrinks none below 1 - L, so it takes more blocks than couplings.
+    over a standard normal base; the layers are stacked in a :class:`~gauss_flows.Scan`. A block stretches no
+    direction by more than 1 + L and shrinks none below 1 - L, so it takes more blocks than couplings.
 
     Args:
         key: Random key.

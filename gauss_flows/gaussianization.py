@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from flowjax.bijections import AbstractBijection, Chain, Invert, Scan
+from flowjax.bijections import AbstractBijection, Chain, Invert
 from flowjax.distributions import Transformed
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D, standardize, walk
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole, jit_once, standard_normal
+from gauss_flows.base import Bijection, Scan, expect, expect_shape, expect_whole, jit_once, standard_normal
 from gauss_flows.bijectors import Family, MixtureGaussianCDF
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling
@@ -80,7 +80,7 @@ def gaussianization_flow(
 
     An :class:`~gauss_flows.ActNorm1D`, then layers of :class:`MarginalGaussianization` and
     :class:`~gauss_flows.HouseholderRotation` (D reflections, random at first), over a standard normal
-    base. The layers are built with flowjax's ``Scan``.
+    base. The layers are stacked in a :class:`~gauss_flows.Scan`.
 
     Args:
         key: Random key for the rotations.

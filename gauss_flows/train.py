@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 import optax
 from flowjax.distributions import Transformed
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from paramax import unwrap
@@ -403,6 +404,14 @@ def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(schedule))
 
 
+def _moved(params, settings):
+    """What the optimiser sees: one vector, whose update is a few kernels and not a few for each array.
+
+    An optimiser of the caller's sees the tree, whose parts it may treat differently.
+    """
+    return params if settings.optimizer else ravel_pytree(params)[0]
+
+
 @jit_once
 def _start(key, params, settings, n, many):
     """The first state, with the types of the next ones (a weak one would compile the loop twice).
@@ -414,9 +423,10 @@ def _start(key, params, settings, n, many):
         rows_key, key = jr.split(key)
         copy = lambda tree: jax.tree.map(lambda a: jnp.array(a, a.dtype), tree)
         none = jnp.full((), -1, jnp.int32)
+        opt_state = _optimizer(settings, 1.0).init(_moved(params, settings))
         state = _State(
-            params, _optimizer(settings, 1.0).init(params), params, params, jnp.full((), jnp.inf), none + 1,
-            none, none + 1, jr.key_data(key), jr.permutation(rows_key, n),
+            params, opt_state, params, params, jnp.full((), jnp.inf), none + 1, none, none + 1,
+            jr.key_data(key), jr.permutation(rows_key, n),
         )  # fmt: skip
         return copy(state)
 
@@ -436,6 +446,7 @@ def _steps(x, condition, rate, n_val, static, settings, state):
     key = jr.wrap_key_data(state.key)
     n_train = len(x) - n_val
     take = lambda rows: (x[rows], None if condition is None else condition[rows])
+    whole = (lambda tree: tree) if settings.optimizer else ravel_pytree(state.params)[1]
 
     def step(carry, i):
         params, opt_state, average, failed = carry
@@ -444,7 +455,8 @@ def _steps(x, condition, rate, n_val, static, settings, state):
         batch = take(rows)
         if settings.sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, settings.sharding)
-        value, grads = jax.value_and_grad(lambda p: loss(eqx.combine(p, static), *batch, loss_key))(params)
+        flow = lambda params: eqx.combine(whole(params), static)
+        value, grads = jax.value_and_grad(lambda p: loss(flow(p), *batch, loss_key))(params)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
         go = finite & (failed < 0) & (i < settings.steps)
@@ -458,8 +470,10 @@ def _steps(x, condition, rate, n_val, static, settings, state):
 
     steps = state.step + jnp.arange(settings.chunk, dtype=jnp.int32)
     decay = 1 - 1 / max(1.0, settings.average * settings.steps)
-    start = (state.params, state.opt_state, state.average, state.failed_step)
+    params, average = (_moved(tree, settings) for tree in (state.params, state.average))
+    start = (params, state.opt_state, average, state.failed_step)
     (params, opt_state, average, failed), losses = jax.lax.scan(step, start, steps)
+    params, average = whole(params), whole(average)
     held_out = take(state.rows[n_train:])
     value = loss(eqx.combine(average, static), *held_out, jr.fold_in(key, 2**31 - 1))
     better = value < state.best_loss

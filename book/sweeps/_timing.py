@@ -9,6 +9,9 @@ import jax
 def seconds(functions, rounds=15, budget=10.0, take=statistics.median):
     """The median (or ``take``) of each one's times, in turn; the first round, which compiles, is not one.
 
+    Each runs once more before it is timed: the threads of another library go on waiting for work for a while
+    after theirs is done, and would slow whoever comes next.
+
     After ``budget`` seconds no new round begins, but there are at least three.
     """
     times = [[] for _ in functions]
@@ -17,6 +20,7 @@ def seconds(functions, rounds=15, budget=10.0, take=statistics.median):
         if round_ > 3 and time.perf_counter() - begin > budget:
             break
         for f, record in zip(functions, times, strict=True):
+            jax.block_until_ready(f())
             start = time.perf_counter()
             jax.block_until_ready(f())
             if round_:

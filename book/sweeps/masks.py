@@ -91,7 +91,7 @@ def make_of(cycle):
             jr.split(key, COUPLINGS // len(cycle))
         )
         base = non_trainable(Normal(jnp.zeros((8, 8))))
-        return Transformed(base, fb.Invert(fb.Scan(blocks)))
+        return Transformed(base, fb.Invert(gf.Scan(blocks)))
 
     return make
 

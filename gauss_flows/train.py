@@ -114,7 +114,7 @@ def fit(
 
     The steps run inside ``lax.scan``, in chunks, with one wait for the device a chunk; after each the
     validation loss is measured. Batches are drawn with replacement. By default: Adam on a one-cycle
-    schedule, gradients clipped by their global norm, parameters averaged over the
+    schedule, gradients clipped by their global norm, parameters averaged over about the
     last twelfth of the steps.
 
     Args:
@@ -128,8 +128,8 @@ def fit(
             averaging). It is not compiled in: another costs no compilation.
         optimizer: An optax transformation in place of clipping, Adam and the schedule.
         clip_norm: Largest global norm of the gradient; None for no clipping.
-        average: The parameters that are judged and kept are an exponential moving average, over about
-            this part of all steps; 0 for those of the last step.
+        average: The parameters that are judged and kept are a moving average, over about this part of the
+            steps so far; 0 for those of the last step.
         val_fraction: Part of the rows held out, in (0, 1); at least one row.
         patience: Stop when the validation loss has not improved for this many steps.
         loss: ``(flow, x, condition, key) -> scalar`` in place of the negative mean log-likelihood.
@@ -399,7 +399,8 @@ def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
         return settings.optimizer
     # Averaging does what annealing to zero does, and better from steps that still move.
     end = 0.5 if settings.average else 1e-6
-    schedule = optax.cosine_onecycle_schedule(settings.steps, rate, final_div_factor=1 / (25 * end))
+    part = optax.cosine_onecycle_schedule(settings.steps, 1.0, final_div_factor=1 / (25 * end))
+    schedule = lambda step: rate * part(step)
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, optax.adam(schedule))
 
@@ -463,13 +464,12 @@ def _steps(x, condition, rate, n_val, static, settings, state):
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(go, a, b), new, old)
         params = keep(optax.apply_updates(params, updates), params)
         opt_state = keep(new_opt_state, opt_state)
-        part = jnp.where(go, jnp.maximum(1 - decay, 9 / (10 + i)), 0)  # a shorter memory at the start
+        part = jnp.where(go, 1 / (1 + settings.average * i), 0)  # of a memory that grows with the steps
         average = jax.tree.map(lambda a, p: a + part.astype(a.dtype) * (p - a), average, params)
         failed = jnp.where((failed < 0) & ~finite & (i < settings.steps), i, failed)
         return (params, opt_state, average, failed), value
 
     steps = state.step + jnp.arange(settings.chunk, dtype=jnp.int32)
-    decay = 1 - 1 / max(1.0, settings.average * settings.steps)
     params, average = (_moved(tree, settings) for tree in (state.params, state.average))
     start = (params, state.opt_state, average, state.failed_step)
     (params, opt_state, average, failed), losses = jax.lax.scan(step, start, steps)

@@ -127,10 +127,11 @@ def test_the_parameters_kept_are_averaged():
         "loss": lambda point, x, condition, key: point.at.sum(),
     }  # fmt: skip
     run = lambda **more: gf.fit(jr.key(0), Point(jnp.zeros(1)), np.ones((8, 1)), **options, **more)
-    average = 0.0
-    for i in range(40):
-        average += max(1 / 10, 9 / (10 + i)) * (-(i + 1) - average)
-    np.testing.assert_allclose(run(average=0.25).flow.at, average, rtol=1e-5)
+    for memory in (0.25, 0.5):
+        average = 0.0
+        for i in range(40):
+            average += (-(i + 1) - average) / (1 + memory * i)
+        np.testing.assert_allclose(run(average=memory).flow.at, average, rtol=1e-5)
     np.testing.assert_allclose(run(average=0).flow.at, -40)
 
 

@@ -4,6 +4,8 @@ Every layer is a flowjax bijection, so it works in flowjax's ``Chain``, ``Scan``
 ``Transformed``. The book's chapters open the package one module at a time.
 """
 
+from flowjax.bijections import Affine
+
 from gauss_flows import (
     base,
     bijectors,
@@ -16,20 +18,10 @@ from gauss_flows import (
     residual,
     targets,
 )
-
-# Depth and stability
 from gauss_flows.actnorm import ActNorm1D, data_init
-
-# MAF and IAF
 from gauss_flows.autoregressive import MaskedAutoregressive
-
-# What every layer is
 from gauss_flows.base import Bijection, Scan
-
-# The coupling pattern
-from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline
-
-# The printed proof
+from gauss_flows.bijectors import DeepSigmoid, MixtureGaussianCDF, RQSpline
 from gauss_flows.checks import CheckError, Report, check, check_bijection
 from gauss_flows.coupling import (
     AdditiveCoupling,
@@ -40,8 +32,6 @@ from gauss_flows.coupling import (
     RQSplineCoupling,
 )
 from gauss_flows.flows import coupling_flow, iaf, maf, residual_flow
-
-# Gaussianization
 from gauss_flows.gaussianization import (
     MarginalGaussianization,
     RBIGResult,
@@ -53,8 +43,6 @@ from gauss_flows.information import entropy, negentropy, total_correlation
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.masks import reachability
-
-# Residual flows
 from gauss_flows.residual import LipschitzMLP, Residual, estimate_log_prob, with_log_det
 from gauss_flows.targets import kl_divergence
 from gauss_flows.train import FitResult, NonFiniteLoss, distill, fit, fit_many

@@ -10,7 +10,7 @@ from flowjax.bijections import Chain, Invert, Scan
 from flowjax.distributions import Transformed
 from jaxtyping import Array, Float
 
-from gauss_flows.base import Bijection, expect, expect_shape
+from gauss_flows.base import Bijection, Shape, expect_data, expect_shape
 
 
 class ActNorm1D(Bijection):
@@ -33,12 +33,12 @@ class ActNorm1D(Bijection):
         Array([-1., -1.], dtype=float32)
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
     cond_shape: None = eqx.field(static=True)
     log_scale: Float[Array, "*shape"]
     bias: Float[Array, "*shape"]
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: Shape):
         self.shape, self.cond_shape = expect_shape(shape), None
         self.log_scale, self.bias = jnp.zeros(self.shape), jnp.zeros(self.shape)
 
@@ -65,15 +65,10 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
         A flow of the same structure.
 
     Raises:
-        ValueError: If x has not two rows of the event's shape, or holds NaN or infinity.
+        ValueError: If x has not two rows of the event's shape or more, or is not finite floating point, or
+            the condition does not fit.
     """
-    x = jnp.asarray(x)
-    fits = x.ndim == len(flow.shape) + 1 and x.shape[1:] == flow.shape and len(x) >= 2
-    expect(fits, "x", f"have shape (n, *{flow.shape}) with n ≥ 2", x.shape)
-    expect(bool(jnp.isfinite(x).all()), "x", "be finite", "NaN or infinity")
-    conditional = flow.cond_shape is not None
-    expect(not conditional or condition is not None, "condition", "be given", None)
-    condition = jnp.asarray(condition) if conditional else None
+    x, condition = expect_data(flow, x, condition)
     change = lambda part, x, _condition, forward: (
         standardize(part, x, forward=forward) if isinstance(part, ActNorm1D) else part
     )
@@ -123,6 +118,3 @@ def walk(
     bijection = change(bijection, x, condition, forward)
     method = bijection.transform if forward else bijection.inverse
     return bijection, jax.vmap(method, (0, None if condition is None else 0))(x, condition)
-
-
-__all__ = ["ActNorm1D", "data_init", "standardize", "walk"]

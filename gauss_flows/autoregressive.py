@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gauss_flows import conditioners
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
+from gauss_flows.base import Bijection, Shape, expect, expect_concrete, expect_shape, expect_whole
 from gauss_flows.bijectors import Family
 
 _INVERSES = ("incremental", "sequential", "jacobi")
@@ -41,7 +41,7 @@ class MaskedAutoregressive(Bijection):
         order: Whole numbers of the event's shape: an element reads those with smaller numbers. Any
             permutation, or fewer ranks. Default: C order.
         passes: In place of ``order``: this many ranks of consecutive elements, 2 to D.
-        conditioner: :func:`gauss_flows.conditioners.made` (the default, with ``nn_width`` and
+        conditioner: :class:`~gauss_flows.conditioners.Made` (the default, with ``nn_width`` and
             ``nn_depth``), or any factory as for :class:`~gauss_flows.Coupling`: its network reads the event,
             with zeros for what it may not see, and the condition, and is run once for each rank.
         cond_dim: Size of an external condition, shape (cond_dim,). Default: none.
@@ -68,8 +68,8 @@ class MaskedAutoregressive(Bijection):
         >>> z, log_det = layer.transform_and_log_det(jnp.ones(3))
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
-    cond_shape: tuple[int, ...] | None = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
+    cond_shape: Shape | None = eqx.field(static=True)
     conditioner: Any
     _family: Family
     _ranks: tuple[int, ...] = eqx.field(static=True)
@@ -80,7 +80,7 @@ class MaskedAutoregressive(Bijection):
         self,
         key: PRNGKeyArray,
         *,
-        shape: tuple[int, ...],
+        shape: Shape,
         bijector: AbstractBijection,
         order: Int[np.ndarray, "*shape"] | None = None,
         passes: int | None = None,
@@ -109,9 +109,8 @@ class MaskedAutoregressive(Bijection):
         expect(inverse in _INVERSES, "inverse", f"be one of {_INVERSES}", repr(inverse))
         expect(masked or inverse != "incremental", "inverse", "be another without a masked network", inverse)
         self.inverse_method = inverse
-        expect(
-            tolerance is None or 0 <= tolerance < math.inf, "tolerance", "be at least 0 and finite", tolerance
-        )
+        sane = tolerance is None or 0 <= tolerance < math.inf
+        expect(sane, "tolerance", "be at least 0 and finite", tolerance)
         self.tolerance = None if tolerance is None else float(tolerance)
 
     @property
@@ -278,16 +277,10 @@ def _ranks(shape, order, passes) -> tuple[int, ...]:
         return tuple((np.arange(size) * passes // size).tolist())
     if order is None:
         return tuple(range(size))
-    try:
-        array = np.asarray(order)
-    except Exception as error:
-        raise ValueError("`order` must be a concrete array of whole numbers; got a traced one") from error
+    array = expect_concrete("order", order)
     whole = np.issubdtype(array.dtype, np.integer)
     expect(whole, "order", "be an array of whole numbers, the elements' ranks", f"dtype {array.dtype}")
     expect(array.shape == shape, "order", f"have shape {shape}, the event's shape", array.shape)
     values, ranks = np.unique(array, return_inverse=True)
     expect(len(values) >= 2, "order", "have two different ranks or more", f"{values.tolist()} alone")
     return tuple(ranks.ravel().tolist())
-
-
-__all__ = ["MaskedAutoregressive"]

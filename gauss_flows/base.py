@@ -8,10 +8,13 @@ import equinox as eqx
 import flowjax.bijections as fb
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flowjax.bijections import AbstractBijection
 from flowjax.distributions import Normal
 from jaxtyping import Array
 from paramax import NonTrainable, non_trainable
+
+Shape = tuple[int, ...]
 
 
 def expect(ok: bool, name: str, expected: str, got: Any) -> None:
@@ -30,7 +33,7 @@ def expect(ok: bool, name: str, expected: str, got: Any) -> None:
         raise ValueError(f"`{name}` must {expected}; got {got}")
 
 
-def expect_shape(shape: Any) -> tuple[int, ...]:
+def expect_shape(shape: Any) -> Shape:
     """Return an event's shape as a tuple, or say why it is not one."""
     try:
         sizes = tuple(int(s) for s in shape)
@@ -46,6 +49,39 @@ def expect_whole(name: str, value: Any, at_least: int) -> int:
     whole = hasattr(value, "__index__") and not isinstance(value, bool)
     expect(whole and int(value) >= at_least, name, f"be a whole number ≥ {at_least}", repr(value))
     return int(value)
+
+
+def expect_concrete(name: str, value: Any, dtype: Any = None) -> np.ndarray:
+    """Return a NumPy array, or say that there is none: a layer's structure is fixed when it is made."""
+    try:
+        return np.asarray(value, dtype)
+    except Exception as error:
+        raise ValueError(f"`{name}` must be a concrete array of numbers; got {value!r}") from error
+
+
+def expect_rows(x: Any, shape: Shape, at_least: int) -> np.ndarray:
+    """Return finite floating-point data, so many rows of the shape or more, or say why it is not that."""
+    rows = np.asarray(x)
+    floating = jnp.issubdtype(rows.dtype, jnp.floating)
+    expect(floating, "x", "be floating point (dequantize integer data first)", f"dtype {rows.dtype}")
+    fits = rows.ndim >= 1 and rows.shape[1:] == shape and len(rows) >= at_least
+    wanted = str(("n", *shape)).replace("'", "")
+    expect(fits, "x", f"have shape {wanted} with n ≥ {at_least}", rows.shape)
+    bad = int((~np.isfinite(rows)).reshape(len(rows), -1).any(axis=1).sum())
+    expect(bad == 0, "x", "be finite", f"NaN or infinity in {bad} of {len(rows)} rows")
+    return rows
+
+
+def expect_data(flow: Any, x: Any, condition: Any) -> tuple[Array, Array | None]:
+    """Return what a flow learns from, two rows or more, and a condition for each where it takes one."""
+    rows = expect_rows(x, flow.shape, 2)
+    if flow.cond_shape is None:
+        expect(condition is None, "condition", "be None for an unconditional flow", np.shape(condition))
+        return jnp.asarray(rows), None
+    wanted, got = (len(rows), *flow.cond_shape), None if condition is None else np.shape(condition)
+    expect(got == wanted, "condition", f"have shape {wanted}", got)
+    expect(bool(np.isfinite(np.asarray(condition)).all()), "condition", "be finite", "NaN or infinity")
+    return jnp.asarray(rows), jnp.asarray(condition)
 
 
 def split_parameters(tree: Any) -> tuple[Any, Any]:
@@ -71,6 +107,20 @@ def jit_once(function: Callable) -> Callable:
             return plain(*args)
 
     return run
+
+
+def run_jitted(function: Callable, *args: Any) -> Any:
+    """``eqx.filter_jit``; but a mask kept as a NumPy array is meant as a constant, and stays one."""
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(args)):
+        return eqx.filter_jit(function)(*args)
+    arrays, rest = eqx.partition(args, lambda leaf: isinstance(leaf, jax.Array))
+    return jax.jit(lambda arrays: function(*eqx.combine(arrays, rest)))(arrays)
+
+
+@jit_once  # one program in place of some forty operations, each compiled for its shape
+def stack(keys: Array, layer: Callable) -> Any:
+    """The layers that a function makes from keys, stacked along the first axis of every array."""
+    return eqx.filter_vmap(lambda key: layer(key))(keys)
 
 
 def standard_normal(dim: int) -> Normal:

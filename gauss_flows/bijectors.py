@@ -15,7 +15,7 @@ from jax.nn import logsumexp
 from jaxtyping import Array, ArrayLike, Float
 from paramax import NonTrainable, Parameterize, unwrap
 
-from gauss_flows.base import Bijection, expect, expect_whole, split_parameters
+from gauss_flows.base import Bijection, Shape, expect, expect_concrete, expect_whole, split_parameters
 from gauss_flows.numerics import (
     LOG_HALF,
     LOG_SQRT_2PI,
@@ -126,14 +126,83 @@ def _soft_exp(raw: Array, bound: float) -> Array:
     return jnp.exp(soft_clip(raw, bound))
 
 
-def _concrete(name: str, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value, dtype=float)
-    except Exception as error:
-        raise ValueError(f"`{name}` must be an array of numbers, not traced; got {value!r}") from error
+class _Mixture(Bijection):
+    """What the two CDFs of mixtures share: their components, and the solver of their inverse."""
+
+    shape: ClassVar[Shape] = ()  # type: ignore[misc]
+    cond_shape: ClassVar[None] = None  # type: ignore[misc]
+    logits: Float[Array, " K"]
+    means: Float[Array, " K"]
+    log_scales: Any  # Float[Array, " K"], wrapped: bounded whenever a method runs
+
+    def __init__(
+        self, n_components, log_scale_bound, quantile, variance, *, weights=None, means=None, scales=None
+    ):
+        """By default the components lie at quantiles, and have what ``variance`` that leaves them."""
+        k = expect_whole("n_components", n_components, 1)
+        bounded = isinstance(log_scale_bound, (int, float)) and 0 < log_scale_bound < math.inf
+        expect(bounded, "log_scale_bound", "be positive and finite", repr(log_scale_bound))
+        weights = np.ones(k) if weights is None else weights
+        means = quantile((np.arange(k) + 0.5) / k) if means is None else means
+        if scales is None:
+            scales = np.full(
+                k, np.sqrt(max(1 - np.var(expect_concrete("means", means, float)) / variance, 0.1))
+            )
+        names = ("weights", "means", "scales")
+        weights, means, scales = map(expect_concrete, names, (weights, means, scales), [float] * 3)
+        for name, value in zip(names, (weights, means, scales), strict=True):
+            expect(value.shape == (k,), name, f"have shape ({k},), n_components", value.shape)
+            expect(bool(np.isfinite(value).all()), name, "be finite", value)
+            expect(name == "means" or bool((value > 0).all()), name, "be positive", value)
+        fits = bool((np.abs(np.log(scales)) < log_scale_bound).all())
+        expect(fits, "scales", f"lie within exp(±log_scale_bound), ±{log_scale_bound}", scales)
+        raw = jnp.asarray(log_scale_bound * np.arctanh(np.log(scales) / log_scale_bound), float)
+        self.logits = jnp.asarray(np.log(weights / weights.sum()), float)
+        self.means = jnp.asarray(means, float)
+        self.log_scales = Parameterize(soft_clip, raw, bound=float(log_scale_bound))
+
+    def with_components(
+        self, log_weights: Float[Array, " K"], means: Float[Array, " K"], scales: Float[Array, " K"]
+    ) -> Any:
+        """The same bijector with other components; scales beyond the bound are moved inside it.
+
+        Args:
+            log_weights: Logarithms of the weights, up to a constant.
+            means: The components' means.
+            scales: Their standard deviations, positive.
+        """
+        bound = self.log_scales.kwargs["bound"]
+        raw = bound * jnp.arctanh(jnp.clip(jnp.log(scales) / bound, -0.999, 0.999))
+        where = lambda b: (b.logits, b.means, b.log_scales.args[0])
+        return eqx.tree_at(where, self, (log_weights, means, raw))
+
+    @staticmethod
+    def _equation(x, z, log_weights, means, scales):
+        raise NotImplementedError
+
+    def _solve(self, z):
+        """The x with T(x) = z, and the number of steps, by Newton inside the components' exact bracket.
+
+        By symmetry the equation is put in the lower tail, where z is not positive. Without derivatives.
+        """
+        mirror = jnp.where(z < 0, 1.0, -1.0).astype(z.dtype)
+        z, means = mirror * z, mirror * self.means
+        scales = jnp.exp(self.log_scales)
+        log_weights = self.logits - logsumexp(self.logits)
+        ends = means + scales * z
+        lower, upper = ends.min(), ends.max()
+        x, steps = solve_monotone(
+            lambda x: self._equation(x, z, log_weights, means, scales),
+            lower,
+            upper,
+            jnp.clip(jnp.sum(jnp.exp(log_weights) * ends), lower, upper),
+            scale=scales.min(),
+            tolerance=4 * jnp.finfo(z.dtype).eps * (1 - z),
+        )
+        return mirror * x, steps
 
 
-class MixtureGaussianCDF(Bijection):
+class MixtureGaussianCDF(_Mixture):
     r"""The CDF of a Gaussian mixture, then the normal quantile function.
 
     .. math:: T(x) = \Phi^{-1}\Big(\sum_{k=1}^K \pi_k \, \Phi\big((x - \mu_k)/\sigma_k\big)\Big),
@@ -153,11 +222,11 @@ class MixtureGaussianCDF(Bijection):
 
     Args:
         n_components: K, at least 1.
-        weights: Shape (K,), positive; scaled to sum to 1. Default: equal.
-        means: Shape (K,). Default: spread over the normal quantiles.
-        scales: Shape (K,), positive. Default: equal, such that the mixture has variance 1 (where the
-            means leave room for that).
         log_scale_bound: b > 0 keeps :math:`|\log\sigma_k| < b`, as :math:`b\tanh(r_k / b)`.
+        **components: ``weights``, shape (K,), positive, scaled to sum to 1; default equal.
+            ``means``, shape (K,); default spread over the normal quantiles.
+            ``scales``, shape (K,), positive; default equal, such that the mixture has variance 1 (where the
+            means leave room for that).
 
     Raises:
         ValueError: If ``n_components`` is not a whole number of at least 1, an array has not shape
@@ -173,25 +242,9 @@ class MixtureGaussianCDF(Bijection):
         30.0000
     """
 
-    shape: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]
-    cond_shape: ClassVar[None] = None  # type: ignore[misc]
-    logits: Float[Array, " K"]
-    means: Float[Array, " K"]
-    log_scales: Any  # Float[Array, " K"], wrapped: bounded whenever a method runs
-
-    def __init__(
-        self,
-        n_components: int = 8,
-        *,
-        weights: ArrayLike | None = None,
-        means: ArrayLike | None = None,
-        scales: ArrayLike | None = None,
-        log_scale_bound: float = 5.0,
-    ):
-        spread = lambda k: 0.8 * scipy.special.ndtri((np.arange(k) + 0.5) / k)
-        self.logits, self.means, self.log_scales = _components(
-            n_components, weights, means, scales, log_scale_bound, spread, unit=1.0
-        )
+    def __init__(self, n_components: int = 8, *, log_scale_bound: float = 5.0, **components: ArrayLike):
+        quantile = lambda p: 0.8 * scipy.special.ndtri(p)
+        super().__init__(n_components, log_scale_bound, quantile, 1.0, **components)
 
     def transform_and_log_det(self, x, condition=None):
         tails = normal_tails((x - self.means) * jnp.exp(-self.log_scales))
@@ -203,21 +256,6 @@ class MixtureGaussianCDF(Bijection):
         x = implicit_root(self.transform, y, lambda: self._solve(y)[0])
         tails = normal_tails((x - self.means) * jnp.exp(-self.log_scales))
         return x, -self._log_slope(tails, y)
-
-    def with_components(
-        self, log_weights: Float[Array, " K"], means: Float[Array, " K"], scales: Float[Array, " K"]
-    ) -> "MixtureGaussianCDF":
-        """The same bijector with other components; scales beyond the bound are moved inside it.
-
-        Args:
-            log_weights: Logarithms of the weights, up to a constant.
-            means: The components' means.
-            scales: Their standard deviations, positive.
-        """
-        bound = self.log_scales.kwargs["bound"]
-        raw = bound * jnp.arctanh(jnp.clip(jnp.log(scales) / bound, -0.999, 0.999))
-        where = lambda b: (b.logits, b.means, b.log_scales.args[0])
-        return eqx.tree_at(where, self, (log_weights, means, raw))
 
     def _log_slope(self, tails, z):
         """Log T'(x) from the components' tails at x: the mixture's hazard over the normal's.
@@ -231,10 +269,6 @@ class MixtureGaussianCDF(Bijection):
         hazards = jnp.where(lower, tails.lower_hazard, tails.upper_hazard)
         own = normal_tails(jnp.where(lower, z, -z)).lower_hazard
         return logsumexp(log_share + hazards - self.log_scales) - own
-
-    def _solve(self, z):
-        """The inverse and its number of steps, for use without derivatives."""
-        return _solve_mixture(self, z, self._equation)
 
     @staticmethod
     def _equation(x, z, log_weights, means, scales):
@@ -257,7 +291,7 @@ class MixtureGaussianCDF(Bijection):
         return current - z, density / tail * mills
 
 
-class DeepSigmoid(Bijection):
+class DeepSigmoid(_Mixture):
     r"""The CDF of a mixture of logistic distributions, then the logit, which maps back to the line.
 
     .. math:: T(x) = \mathrm{logit} \sum_{k=1}^K \pi_k\, \sigma(t_k), \qquad t_k = (x - \mu_k)/s_k, \qquad
@@ -270,10 +304,10 @@ class DeepSigmoid(Bijection):
 
     Args:
         n_components: K, at least 1.
-        weights: Shape (K,), positive; scaled to sum to 1. Default: equal.
-        means: Shape (K,). Default: spread over the logistic quantiles.
-        scales: Shape (K,), positive. Default: equal, such that T starts near the identity.
         log_scale_bound: b > 0 keeps :math:`|\log s_k| < b`, as :math:`b\tanh(r_k / b)`.
+        **components: ``weights``, shape (K,), positive, scaled to sum to 1; default equal.
+            ``means``, shape (K,); default spread over the logistic quantiles.
+            ``scales``, shape (K,), positive; default equal, such that T starts near the identity.
 
     Raises:
         ValueError: As :class:`MixtureGaussianCDF`.
@@ -288,25 +322,9 @@ class DeepSigmoid(Bijection):
         30.0000
     """
 
-    shape: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]
-    cond_shape: ClassVar[None] = None  # type: ignore[misc]
-    logits: Float[Array, " K"]
-    means: Float[Array, " K"]
-    log_scales: Any  # Float[Array, " K"], wrapped: bounded whenever a method runs
-
-    def __init__(
-        self,
-        n_components: int = 8,
-        *,
-        weights: ArrayLike | None = None,
-        means: ArrayLike | None = None,
-        scales: ArrayLike | None = None,
-        log_scale_bound: float = 5.0,
-    ):
-        spread = lambda k: 0.6 * scipy.special.logit((np.arange(k) + 0.5) / k)
-        self.logits, self.means, self.log_scales = _components(
-            n_components, weights, means, scales, log_scale_bound, spread, unit=math.pi**2 / 3
-        )
+    def __init__(self, n_components: int = 8, *, log_scale_bound: float = 5.0, **components: ArrayLike):
+        quantile = lambda p: 0.6 * scipy.special.logit(p)
+        super().__init__(n_components, log_scale_bound, quantile, math.pi**2 / 3, **components)
 
     def transform_and_log_det(self, x, condition=None):
         y, slope = self._value_and_slope(x)
@@ -324,10 +342,6 @@ class DeepSigmoid(Bijection):
         shares = jax.nn.softmax(lower) * jax.nn.sigmoid(-t) + jax.nn.softmax(upper) * jax.nn.sigmoid(t)
         return logsumexp(lower) - logsumexp(upper), jnp.sum(rates * shares)
 
-    def _solve(self, y):
-        """The inverse and its number of steps, for use without derivatives."""
-        return _solve_mixture(self, y, self._equation)
-
     @staticmethod
     def _equation(x, y, log_weights, means, scales):
         """T(x) - y and its slope, in the lower tail and relative to the largest term."""
@@ -342,55 +356,6 @@ class DeepSigmoid(Bijection):
         above = jnp.maximum(jnp.sum(jnp.exp(log_weights) * other), jnp.finfo(y.dtype).tiny)
         residual = top + jnp.log(total) - jnp.log(above) - y
         return residual, jnp.sum(below * other / scales) / (total * above)
-
-
-def _solve_mixture(mixture, z, equation):
-    """The x with T(x) = z, and the number of steps, by Newton inside the components' exact bracket.
-
-    By symmetry the equation is put in the lower tail, where z is not positive.
-    """
-    mirror = jnp.where(z < 0, 1.0, -1.0).astype(z.dtype)
-    z, means = mirror * z, mirror * mixture.means
-    scales = jnp.exp(mixture.log_scales)
-    log_weights = mixture.logits - logsumexp(mixture.logits)
-    ends = means + scales * z
-    lower, upper = ends.min(), ends.max()
-    x, steps = solve_monotone(
-        lambda x: equation(x, z, log_weights, means, scales),
-        lower,
-        upper,
-        jnp.clip(jnp.sum(jnp.exp(log_weights) * ends), lower, upper),
-        scale=scales.min(),
-        tolerance=4 * jnp.finfo(z.dtype).eps * (1 - z),
-    )
-    return mirror * x, steps
-
-
-def _components(n_components, weights, means, scales, log_scale_bound, spread, unit):
-    """Logits, means and bounded log-scales of a mixture, from arguments that are checked here.
-
-    By default the components are spread, and have what variance the ``unit`` leaves them.
-    """
-    k = expect_whole("n_components", n_components, 1)
-    bounded = isinstance(log_scale_bound, (int, float)) and 0 < log_scale_bound < math.inf
-    expect(bounded, "log_scale_bound", "be positive and finite", repr(log_scale_bound))
-    if means is None:
-        means = spread(k)
-    if scales is None:
-        scales = np.full(k, np.sqrt(max(1 - np.var(_concrete("means", means)) / unit, 0.1)))
-    if weights is None:
-        weights = np.ones(k)
-    weights, means, scales = map(_concrete, ("weights", "means", "scales"), (weights, means, scales))
-    for name, value in (("weights", weights), ("means", means), ("scales", scales)):
-        expect(value.shape == (k,), name, f"have shape ({k},), n_components", value.shape)
-        expect(bool(np.isfinite(value).all()), name, "be finite", value)
-        expect(name == "means" or bool((value > 0).all()), name, "be positive", value)
-    fits = bool((np.abs(np.log(scales)) < log_scale_bound).all())
-    expect(fits, "scales", f"lie within exp(±log_scale_bound), ±{log_scale_bound}", scales)
-    raw = log_scale_bound * np.arctanh(np.log(scales) / log_scale_bound)
-    log_scales: Any = Parameterize(soft_clip, jnp.asarray(raw, dtype=float), bound=float(log_scale_bound))
-    logits = np.log(weights / weights.sum())
-    return jnp.asarray(logits, dtype=float), jnp.asarray(means, dtype=float), log_scales
 
 
 @jax.custom_jvp
@@ -442,7 +407,7 @@ class RQSpline(Bijection):
         5.0
     """
 
-    shape: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]
+    shape: ClassVar[Shape] = ()  # type: ignore[misc]
     cond_shape: ClassVar[None] = None  # type: ignore[misc]
     widths: Float[Array, " K"]
     heights: Float[Array, " K"]
@@ -452,12 +417,7 @@ class RQSpline(Bijection):
     min_slope: float = eqx.field(static=True)
 
     def __init__(
-        self,
-        n_bins: int = 8,
-        interval: float = 4.0,
-        *,
-        min_width: float = 1e-2,
-        min_slope: float = 0.1,
+        self, n_bins: int = 8, interval: float = 4.0, *, min_width: float = 1e-2, min_slope: float = 0.1
     ):
         k = expect_whole("n_bins", n_bins, 1)
         expect(interval > 0 and math.isfinite(interval), "interval", "be positive", interval)
@@ -516,6 +476,3 @@ class RQSpline(Bijection):
     def _log_slope(self, xi, between, s, d0, d1, below):
         top = d1 * xi * xi + 2 * s * between + d0 * (1 - xi) ** 2
         return 2 * jnp.log(s / below) + jnp.log(top)
-
-
-__all__ = ["Affine", "DeepSigmoid", "Family", "MixtureGaussianCDF", "RQSpline", "exp_affine", "soft_clip"]

@@ -15,7 +15,7 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, ArrayLike
 
-from gauss_flows.base import expect
+from gauss_flows.base import Shape, expect, run_jitted
 
 _JACOBIAN_ENTRIES = 2_000_000  # Jacobians are formed at as many points as this allows
 
@@ -182,10 +182,10 @@ def check_bijection(
           round trip x -> z -> x   ≈ ...  ≤ ...  ok
           ...
     """
-    expect(isinstance(bijection, AbstractBijection), "bijection", "be a flowjax bijection",
-           type(bijection).__name__)  # fmt: skip
-    expect(structure in (None, "diagonal", "triangular"), "structure",
-           "be None, 'diagonal' or 'triangular'", repr(structure))  # fmt: skip
+    kind = type(bijection).__name__
+    expect(isinstance(bijection, AbstractBijection), "bijection", "be a flowjax bijection", kind)
+    known = structure in (None, "diagonal", "triangular")
+    expect(known, "structure", "be None, 'diagonal' or 'triangular'", repr(structure))
     expect(atol is None or atol > 0, "atol", "be positive", atol)
     xs = _batch("x", x, bijection.shape, None)
     n, size = len(xs), math.prod(bijection.shape)
@@ -195,12 +195,7 @@ def check_bijection(
         cs = _batch("condition", condition, bijection.cond_shape, n)
 
     m = max(1, min(n, _JACOBIAN_ENTRIES // size**2))
-    if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(bijection)):
-        # A mask kept as a NumPy array is meant as a constant; as an argument it would be traced.
-        found = jax.jit(lambda xs, cs: _measure(bijection, xs, cs, m))(xs, cs)
-    else:
-        found = eqx.filter_jit(_measure)(bijection, xs, cs, m)
-    found = {name: np.asarray(value) for name, value in found.items()}
+    found = {name: np.asarray(a) for name, a in run_jitted(_measure, bijection, xs, cs, m).items()}
 
     base = 100 * float(jnp.finfo(xs.dtype).eps)
     lines, worst = [], None
@@ -231,7 +226,7 @@ def check_bijection(
     if ranks is not None and np.shape(ranks) == bijection.shape:
         lines.append(_order_line(pattern, np.asarray(ranks).ravel()))
 
-    title = f"{type(bijection).__name__}, event {bijection.shape}, "
+    title = f"{kind}, event {bijection.shape}, "
     title += f"{n:,} point{'s' if n > 1 else ''}, {xs.dtype}"
     if m < n:
         title += f" (Jacobians at {m:,})"
@@ -245,7 +240,7 @@ def check_bijection(
     return report
 
 
-def _batch(name: str, value: ArrayLike | None, shape: tuple[int, ...], n: int | None) -> Array:
+def _batch(name: str, value: ArrayLike | None, shape: Shape, n: int | None) -> Array:
     """The value as a batch of n (or any number of) arrays of the shape."""
     expect(eqx.is_array_like(value), name, f"be an array of shape {shape} or a batch", type(value).__name__)
     array = jnp.asarray(value)
@@ -254,9 +249,8 @@ def _batch(name: str, value: ArrayLike | None, shape: tuple[int, ...], n: int | 
     expect(array.dtype.itemsize >= 4, name, "be in single or double precision", array.dtype)
     expect(bool(jnp.isfinite(array).all()), name, "be finite", "NaN or infinity")
     single, batched = array.shape == shape, array.shape[1:] == shape and array.ndim == len(shape) + 1
-    many = "a batch" if n is None else f"{n}"
-    expect(single or batched, name, f"have shape {shape}, or {many} of them with a leading axis",
-           array.shape)  # fmt: skip
+    wanted = f"have shape {shape}, or {n or 'a batch'} of them with a leading axis"
+    expect(single or batched, name, wanted, array.shape)
     if single:
         array = jnp.broadcast_to(array, (n or 1, *shape))
     expect(len(array) > 0 and n in (None, len(array)), name, f"hold {n or 'at least one'}", len(array))
@@ -377,6 +371,3 @@ def _order_line(pattern, ranks) -> Line:
         return Line("order", "each reads itself and smaller ranks only", None, True)
     i, j = np.argwhere(later)[0]
     return Line("order", f"element {i} reads element {j}, which is not before it", None, False)
-
-
-__all__ = ["CheckError", "Line", "Report", "check", "check_bijection"]

@@ -20,14 +20,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from gauss_flows.base import expect, expect_whole
 
 ConditionerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
+Activation = Callable[[Any], Any]
 
 
 def mlp(
-    width: int = 64,
-    depth: int = 2,
-    *,
-    activation: Callable[[Any], Any] = jax.nn.relu,
-    zero_last: bool = False,
+    width: int = 64, depth: int = 2, *, activation: Activation = jax.nn.relu, zero_last: bool = False
 ) -> ConditionerFactory:
     """A factory of multilayer perceptrons: equinox's ``nn.MLP`` with its default initialisation.
 
@@ -61,11 +58,7 @@ def mlp(
 
 
 def resnet(
-    width: int = 64,
-    depth: int = 2,
-    *,
-    activation: Callable[[Any], Any] = jax.nn.relu,
-    zero_last: bool = False,
+    width: int = 64, depth: int = 2, *, activation: Activation = jax.nn.relu, zero_last: bool = False
 ) -> ConditionerFactory:
     r"""A factory of residual networks with gated, pre-activation blocks.
 
@@ -131,7 +124,7 @@ def shared_trunk(
     depth: int = 2,
     head_width: int = 8,
     *,
-    activation: Callable[[Any], Any] = jax.nn.relu,
+    activation: Activation = jax.nn.relu,
     zero_last: bool = False,
 ) -> ConditionerFactory:
     """A factory of networks with one trunk for all outputs, and a narrow last layer.
@@ -177,7 +170,7 @@ def attention(
     depth: int = 1,
     *,
     heads: int = 4,
-    activation: Callable[[Any], Any] = jax.nn.gelu,
+    activation: Activation = jax.nn.gelu,
     zero_last: bool = False,
 ) -> ConditionerFactory:
     r"""A factory of transformers that read the passive coordinates as tokens.
@@ -280,7 +273,7 @@ class MaskedMLP(eqx.Module):
         self,
         degrees: tuple[tuple[int, ...], ...],
         *,
-        activation: Callable[[Any], Any] = jax.nn.relu,
+        activation: Activation = jax.nn.relu,
         zero_last: bool = False,
         key: PRNGKeyArray,
     ):
@@ -309,33 +302,7 @@ class MaskedMLP(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A factory of masked networks for :class:`~gauss_flows.MaskedAutoregressive`; see :func:`made`."""
-
-    width: int
-    depth: int
-    activation: Callable[[Any], Any]
-    zero_last: bool
-
-    def __call__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, key: PRNGKeyArray) -> MaskedMLP:
-        """The network from the degrees of its inputs and outputs; hidden units share all useful ones."""
-        expect(
-            isinstance(inputs, tuple), "conditioner",
-            "be unmasked here; `made` is for MaskedAutoregressive alone", "made(...)",
-        )  # fmt: skip
-        low, high = min(inputs), max(outputs)
-        hidden = tuple(low + j * (high - low + 1) // self.width for j in range(self.width))
-        degrees = (inputs, *[hidden] * self.depth, outputs)
-        return MaskedMLP(degrees, activation=self.activation, zero_last=self.zero_last, key=key)
-
-
-def made(
-    width: int = 64,
-    depth: int = 2,
-    *,
-    activation: Callable[[Any], Any] = jax.nn.relu,
-    zero_last: bool = False,
-) -> Made:
-    """A factory of masked networks (MADE), the conditioner of autoregressive layers.
+    """A factory of masked networks (MADE), the conditioner of autoregressive layers; also named ``made``.
 
     One pass gives the parameters of all coordinates, each from the coordinates before it.
 
@@ -345,9 +312,6 @@ def made(
         activation: Applied after each hidden layer.
         zero_last: As for :func:`mlp`.
 
-    Returns:
-        A :class:`Made`, for :class:`~gauss_flows.MaskedAutoregressive`.
-
     Raises:
         ValueError: If a size is below 1.
 
@@ -355,9 +319,28 @@ def made(
         >>> made(width=128, depth=1).width
         128
     """
-    return Made(
-        expect_whole("nn_width", width, 1), expect_whole("nn_depth", depth, 1), activation, bool(zero_last)
-    )
+
+    width: int = 64
+    depth: int = 2
+    _: dataclasses.KW_ONLY
+    activation: Activation = jax.nn.relu
+    zero_last: bool = False
+
+    def __post_init__(self):
+        expect_whole("nn_width", self.width, 1)
+        expect_whole("nn_depth", self.depth, 1)
+
+    def __call__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, key: PRNGKeyArray) -> MaskedMLP:
+        """The network from the degrees of its inputs and outputs; hidden units share all useful ones."""
+        degrees = isinstance(inputs, tuple)
+        expect(degrees, "conditioner", "be unmasked; `made` is for MaskedAutoregressive alone", "made(...)")
+        low, high = min(inputs), max(outputs)
+        hidden = tuple(low + j * (high - low + 1) // self.width for j in range(self.width))
+        layers = (inputs, *[hidden] * self.depth, outputs)
+        return MaskedMLP(layers, activation=self.activation, zero_last=self.zero_last, key=key)
+
+
+made = Made  # as the other factories are named
 
 
 def _zeros(layer: Any) -> Any:
@@ -390,41 +373,19 @@ def make(factory: Any, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Cal
         ValueError: If ``factory`` is not callable, or does not make a callable from a vector of
             ``in_size`` to a vector of ``out_size``.
     """
-    expect(
-        callable(factory), "conditioner", "be a factory (in_size, out_size, *, key) -> callable",
-        type(factory).__name__,
-    )  # fmt: skip
+    expect(hasattr(key, "dtype"), "key", "be a random key, such as jax.random.key(0)", repr(key))
+    kind = type(factory).__name__
+    expect(callable(factory), "conditioner", "be a factory (in_size, out_size, *, key) -> callable", kind)
     try:
         network = factory(in_size, out_size, key=key)
     except TypeError as error:
         raise ValueError(f"`conditioner` must be a factory (in_size, out_size, *, key); {error}") from error
     expect(callable(network), "conditioner", "make a callable network", type(network).__name__)
-    dtype = jnp.result_type(float)
-    probe = jax.ShapeDtypeStruct((in_size,), dtype)
+    wanted = f"map a vector of size {in_size} to one of size {out_size}"
     try:
-        out = eqx.filter_eval_shape(network, probe)
+        out = eqx.filter_eval_shape(network, jax.ShapeDtypeStruct((in_size,), jnp.result_type(float)))
     except Exception as error:
-        raise ValueError(
-            f"`conditioner` must make a network for a vector of size {in_size}; it raised: {error}"
-        ) from error
-    expect(
-        getattr(out, "shape", None) == (out_size,),
-        "conditioner",
-        f"map a vector of size {in_size} to one of size {out_size}",
-        f"output {getattr(out, 'shape', out)}",
-    )
+        raise ValueError(f"`conditioner` must {wanted}; it raised: {error}") from error
+    got = getattr(out, "shape", out)
+    expect(got == (out_size,), "conditioner", wanted, f"output {got}")
     return network
-
-
-__all__ = [
-    "ConditionerFactory",
-    "Made",
-    "MaskedMLP",
-    "attention",
-    "made",
-    "make",
-    "mlp",
-    "resnet",
-    "set_constant",
-    "shared_trunk",
-]

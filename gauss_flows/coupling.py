@@ -11,7 +11,7 @@ from flowjax.bijections import AbstractBijection, Loc
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gauss_flows import conditioners, masks
-from gauss_flows.base import Bijection, expect_shape, expect_whole
+from gauss_flows.base import Bijection, Shape, expect_shape, expect_whole
 from gauss_flows.bijectors import Affine, DeepSigmoid, Family, MixtureGaussianCDF, RQSpline, exp_affine
 
 
@@ -52,8 +52,8 @@ class Coupling(Bijection):
         >>> z, log_det = layer.transform_and_log_det(jnp.ones(3))
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
-    cond_shape: tuple[int, ...] | None = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
+    cond_shape: Shape | None = eqx.field(static=True)
     conditioner: Callable[[Array], Array]
     _passive: tuple[int, ...] = eqx.field(static=True)
     _active: tuple[int, ...] = eqx.field(static=True)
@@ -63,7 +63,7 @@ class Coupling(Bijection):
         self,
         key: PRNGKeyArray,
         *,
-        shape: tuple[int, ...],
+        shape: Shape,
         bijector: AbstractBijection,
         mask: Bool[np.ndarray, "*shape"] | None = None,
         conditioner: conditioners.ConditionerFactory | None = None,
@@ -158,7 +158,7 @@ class AdditiveCoupling(Coupling):
         0.0
     """
 
-    def __init__(self, key: PRNGKeyArray, shape: tuple[int, ...], **options: Any):
+    def __init__(self, key: PRNGKeyArray, shape: Shape, **options: Any):
         super().__init__(key, shape=shape, bijector=Loc(jnp.zeros(())), **options)
 
 
@@ -190,12 +190,7 @@ class AffineCoupling(Coupling):
     """
 
     def __init__(
-        self,
-        key: PRNGKeyArray,
-        shape: tuple[int, ...],
-        *,
-        log_scale_bound: float | None = None,
-        **options: Any,
+        self, key: PRNGKeyArray, shape: Shape, *, log_scale_bound: float | None = None, **options: Any
     ):
         bijector = Affine() if log_scale_bound is None else exp_affine(log_scale_bound)
         super().__init__(key, shape=shape, bijector=bijector, **options)
@@ -226,7 +221,7 @@ class MixtureGaussianCDFCoupling(Coupling):
     def __init__(
         self,
         key: PRNGKeyArray,
-        shape: tuple[int, ...],
+        shape: Shape,
         *,
         n_components: int = 8,
         log_scale_bound: float = 5.0,
@@ -261,7 +256,7 @@ class DeepSigmoidCoupling(Coupling):
     def __init__(
         self,
         key: PRNGKeyArray,
-        shape: tuple[int, ...],
+        shape: Shape,
         *,
         n_components: int = 8,
         log_scale_bound: float = 5.0,
@@ -294,22 +289,6 @@ class RQSplineCoupling(Coupling):
     """
 
     def __init__(
-        self,
-        key: PRNGKeyArray,
-        shape: tuple[int, ...],
-        *,
-        n_bins: int = 8,
-        interval: float = 4.0,
-        **options: Any,
+        self, key: PRNGKeyArray, shape: Shape, *, n_bins: int = 8, interval: float = 4.0, **options: Any
     ):
         super().__init__(key, shape=shape, bijector=RQSpline(n_bins, interval), **options)
-
-
-__all__ = [
-    "AdditiveCoupling",
-    "AffineCoupling",
-    "Coupling",
-    "DeepSigmoidCoupling",
-    "MixtureGaussianCDFCoupling",
-    "RQSplineCoupling",
-]

@@ -1,6 +1,5 @@
 """Whole distributions, put together from the layers with good defaults."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Scan, expect, expect_whole, jit_once, standard_normal
+from gauss_flows.base import Scan, expect, expect_whole, stack, standard_normal
 from gauss_flows.bijectors import RQSpline
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
@@ -68,35 +67,29 @@ def coupling_flow(
         >>> flow.log_prob(jnp.zeros((3, 2))).shape
         (3,)
     """
-    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
     expect(mixing in _MIXINGS, "mixing", f"be one of {_MIXINGS}", repr(mixing))
-    bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
-    parts = (bijector, mixing, cond_dim, conditioner, nn_width, nn_depth, actnorm)
-    bijection = Scan(_layers(jr.split(key, layers), dim, *parts))
-    return Transformed(base, Invert(bijection))
+    network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
+    options = {"bijector": RQSpline() if bijector is None else bijector, "mixing": mixing, "actnorm": actnorm}
+    return _flow(key, dim, layers, _coupling_layer, **network, **options)
 
 
-@jit_once  # one program in place of some forty operations, each compiled for its shape
-def _layers(keys, dim, bijector, mixing, cond_dim, conditioner, nn_width, nn_depth, actnorm):
-    """The layers, stacked along the first axis of every array."""
+def _flow(key, dim, layers, layer, **options):
+    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
+    layer = eqx.Partial(layer, shape=base.shape, **options)
+    return Transformed(base, Invert(Scan(stack(jr.split(key, layers), layer))))
+
+
+def _coupling_layer(key, *, shape, mixing, actnorm, conditioner, nn_width, nn_depth, **options):
     if conditioner is None:
         conditioner = mlp(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
-    shape = (dim,)
-
-    def layer(key):
-        mix_key, coupling_key = jr.split(key)
-        parts: list[AbstractBijection] = [ActNorm1D(shape)] if actnorm else []
-        if mixing == "householder":
-            parts.append(HouseholderRotation(2 * ((min(dim, 8) + 1) // 2), shape, key=mix_key))
-        else:
-            flip = Flip(shape)  # type: ignore[call-arg]
-            parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]
-        parts.append(
-            Coupling(coupling_key, shape=shape, bijector=bijector, conditioner=conditioner, cond_dim=cond_dim)
-        )
-        return Chain(parts)
-
-    return eqx.filter_vmap(layer)(keys)
+    mix_key, key = jr.split(key)
+    parts: list[AbstractBijection] = [ActNorm1D(shape)] if actnorm else []
+    if mixing == "householder":
+        parts.append(HouseholderRotation(2 * ((min(*shape, 8) + 1) // 2), shape, key=mix_key))
+    else:
+        flip = Flip(shape)  # type: ignore[call-arg]
+        parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]
+    return Chain([*parts, Coupling(key, shape=shape, conditioner=conditioner, **options)])
 
 
 def maf(
@@ -144,11 +137,16 @@ def maf(
         >>> gf.maf(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
-    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
-    bijector = RQSpline(n_bins=8, interval=4.0) if bijector is None else bijector
-    parts = (bijector, passes, cond_dim, conditioner, nn_width, nn_depth, inverse)
-    bijection = Scan(_autoregressive_layers(jr.split(key, layers), dim, *parts))
-    return Transformed(base, Invert(bijection))
+    network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
+    options = {"bijector": RQSpline() if bijector is None else bijector, "passes": passes, "inverse": inverse}
+    return _flow(key, dim, layers, _autoregressive_layer, **network, **options)
+
+
+def _autoregressive_layer(key, *, shape, conditioner, nn_width, nn_depth, **options):
+    if conditioner is None:
+        conditioner = made(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
+    flip = Flip(shape)  # type: ignore[call-arg]
+    return Chain([flip, MaskedAutoregressive(key, shape=shape, conditioner=conditioner, **options)])
 
 
 def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
@@ -228,36 +226,11 @@ def residual_flow(
         >>> gf.residual_flow(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
-    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
-    make = partial(
-        Residual, shape=(dim,), lipschitz=lipschitz, nn_width=nn_width, nn_depth=nn_depth, cond_dim=cond_dim,
-        log_det=log_det, terms=terms, inverse=inverse,
-    )  # fmt: skip
-    bijection = Scan(_residual_layers(jr.split(key, layers), make, actnorm))
-    return Transformed(base, Invert(bijection))
+    network = {"lipschitz": lipschitz, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
+    options = {"log_det": log_det, "terms": terms, "inverse": inverse}
+    return _flow(key, dim, layers, _residual_layer, actnorm=actnorm, **network, **options)
 
 
-@jit_once
-def _residual_layers(keys, make, actnorm):
-    def layer(key):
-        block = make(key)
-        return Chain([ActNorm1D(block.shape), block]) if actnorm else block
-
-    return eqx.filter_vmap(layer)(keys)
-
-
-@jit_once
-def _autoregressive_layers(keys, dim, bijector, passes, cond_dim, conditioner, nn_width, nn_depth, inverse):
-    if conditioner is None:
-        conditioner = made(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
-    options = {"passes": passes, "cond_dim": cond_dim, "inverse": inverse}
-
-    def layer(key):
-        flip = Flip((dim,))  # type: ignore[call-arg]
-        auto = MaskedAutoregressive(key, shape=(dim,), bijector=bijector, conditioner=conditioner, **options)
-        return Chain([flip, auto])
-
-    return eqx.filter_vmap(layer)(keys)
-
-
-__all__ = ["coupling_flow", "iaf", "maf", "residual_flow"]
+def _residual_layer(key, *, shape, actnorm, **options):
+    block = Residual(key, shape=shape, **options)
+    return Chain([ActNorm1D(shape), block]) if actnorm else block

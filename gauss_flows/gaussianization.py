@@ -14,7 +14,18 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D, standardize, walk
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Bijection, Scan, expect, expect_shape, expect_whole, jit_once, standard_normal
+from gauss_flows.base import (
+    Bijection,
+    Scan,
+    Shape,
+    expect,
+    expect_data,
+    expect_rows,
+    expect_shape,
+    expect_whole,
+    stack,
+    standard_normal,
+)  # fmt: skip
 from gauss_flows.bijectors import Family, MixtureGaussianCDF
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling
@@ -49,12 +60,12 @@ class MarginalGaussianization(Bijection):
         Array([2., 2., 2.], dtype=float32)
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
     cond_shape: None = eqx.field(static=True)
     raw: Float[Array, "D P"]
     _family: Family
 
-    def __init__(self, shape: tuple[int, ...], *, bijector: AbstractBijection | None = None):
+    def __init__(self, shape: Shape, *, bijector: AbstractBijection | None = None):
         self.shape, self.cond_shape = expect_shape(shape), None
         self._family = Family(MixtureGaussianCDF() if bijector is None else bijector)
         self.raw = jnp.zeros((int(np.prod(self.shape)), self._family.size))
@@ -104,12 +115,8 @@ def gaussianization_flow(
     """
     dim, layers = expect_whole("dim", dim, 2), expect_whole("layers", layers, 1)
     bijector = MixtureGaussianCDF() if bijector is None else bijector
-    return _flow(dim, _layers(jr.split(key, layers), dim, bijector), ActNorm1D((dim,)))
-
-
-@jit_once
-def _layers(keys, dim, bijector):
-    return eqx.filter_vmap(lambda key: _layer(key, dim, bijector))(keys)
+    made = stack(jr.split(key, layers), eqx.Partial(_layer, dim=dim, bijector=bijector))
+    return _flow(dim, made, ActNorm1D((dim,)))
 
 
 def _layer(key, dim, bijector):
@@ -190,7 +197,9 @@ def rbig(
         >>> gf.rbig(jr.key(1), x, layers=3).flow.sample(jr.key(2), (5,)).shape
         (5, 2)
     """
-    data = _check_data(x)
+    plane = np.ndim(x) == 2 and np.shape(x)[1] >= 2
+    expect(plane, "x", "have shape (n, D) with n and D at least 2", np.shape(x))
+    data = jnp.asarray(expect_rows(x, np.shape(x)[1:], 2))
     most, patience = expect_whole("layers", layers, 1), expect_whole("patience", patience, 1)
     expect(rotation in _ROTATIONS, "rotation", f"be one of {_ROTATIONS}", repr(rotation))
     expect(0 <= val_fraction < 1, "val_fraction", "lie in [0, 1)", val_fraction)
@@ -274,11 +283,8 @@ def warm_start(
         >>> bool(gf.warm_start(cold, x).log_prob(x).mean() > cold.log_prob(x).mean() + 0.5)
         True
     """
-    data = _check_data(x, flow.shape)
+    data, rows = expect_data(flow, x, condition)
     expect(rotation in (None, "pca"), "rotation", "be None or 'pca'", repr(rotation))
-    conditional = flow.cond_shape is not None
-    expect(not conditional or condition is not None, "condition", "be given", None)
-    rows = jnp.asarray(condition) if conditional else None
     kinds = (MarginalGaussianization, Coupling, MaskedAutoregressive)
     nodes = jax.tree.leaves(flow, is_leaf=lambda node: isinstance(node, kinds))
     expect(any(isinstance(node, kinds) for node in nodes), "flow", "hold a layer to set", type(flow).__name__)
@@ -295,9 +301,8 @@ def _gaussianize(layer, x, condition, forward, *, rotation, em_steps):
     """One layer, set from the data that reaches it."""
     flat = x.reshape(len(x), -1)
     kinds = (MarginalGaussianization, Coupling, MaskedAutoregressive)
-    expect(
-        forward or not isinstance(layer, kinds), "flow", "take data to latent by `transform`", "its inverse"
-    )
+    fits = forward or not isinstance(layer, kinds)
+    expect(fits, "flow", "take data to latent by `transform`", "its inverse")
     if isinstance(layer, ActNorm1D):
         return standardize(layer, x, forward=forward)
     if isinstance(layer, MarginalGaussianization):
@@ -318,12 +323,8 @@ def _offsets(family, columns, em_steps):
     """What each column's fitted mixture has more than the family's own bijector; shape (columns, P)."""
     bijector = family(family.theta(jnp.zeros((1, family.size)))[0])
     fits = isinstance(bijector, MixtureGaussianCDF) and bijector.logits.size > 1
-    expect(
-        fits,
-        "flow",
-        "have MixtureGaussianCDF, of two components or more, as bijector",
-        type(bijector).__name__,
-    )
+    kind = type(bijector).__name__
+    expect(fits, "flow", "have MixtureGaussianCDF, of two components or more, as bijector", kind)
 
     def offset(column):
         fitted = bijector.with_components(*fit_mixture(column, bijector.logits.size, steps=em_steps))
@@ -366,10 +367,8 @@ def fit_mixture(
 
     def step(state, _):
         weights, means, scales = state
-        log_joint = (jnp.log(weights) - jnp.log(scales))[None, :] - 0.5 * jnp.square(
-            (unit - means[None, :]) / scales[None, :]
-        )
-        shares = jax.nn.softmax(log_joint, axis=1)
+        bells = -0.5 * jnp.square((unit - means[None, :]) / scales[None, :])
+        shares = jax.nn.softmax((jnp.log(weights) - jnp.log(scales))[None, :] + bells, axis=1)
         count = shares.sum(axis=0) + 1e-3
         means = (shares * unit).sum(axis=0) / count
         spread = jnp.sqrt((shares * jnp.square(unit - means[None, :])).sum(axis=0) / count)
@@ -380,26 +379,3 @@ def fit_mixture(
     start = background(equal, quantiles, jnp.full(k, k**-0.5, x.dtype))
     (weights, means, scales), _ = jax.lax.scan(step, start, length=expect_whole("steps", steps, 1))
     return jnp.log(weights), mean + std * means, std * scales
-
-
-def _check_data(x, shape=None):
-    array = np.asarray(x)
-    expect(np.issubdtype(array.dtype, np.floating), "x", "be floating point", f"dtype {array.dtype}")
-    if shape is None:
-        fits = array.ndim == 2 and array.shape[1] >= 2
-        expect(fits and len(array) >= 2, "x", "have shape (n, D) with n and D at least 2", array.shape)
-    else:
-        fits = array.ndim >= 1 and array.shape[1:] == shape and len(array) >= 2
-        expect(fits, "x", f"have shape (n, *{shape}) with n ≥ 2", array.shape)
-    expect(bool(np.isfinite(array).all()), "x", "be finite", "NaN or infinity")
-    return jnp.asarray(array)
-
-
-__all__ = [
-    "MarginalGaussianization",
-    "RBIGResult",
-    "fit_mixture",
-    "gaussianization_flow",
-    "rbig",
-    "warm_start",
-]

@@ -7,7 +7,7 @@ import numpy as np
 import scipy  # its parts load when first used
 from jaxtyping import ArrayLike
 
-from gauss_flows.base import expect, expect_whole
+from gauss_flows.base import expect, expect_rows, expect_whole
 
 _WINDOW = 8  # wider gains little variance, and blurs the ends of the sample
 
@@ -122,12 +122,8 @@ def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: in
 
 
 def _sample(x, k) -> np.ndarray:
-    array = np.asarray(x)
-    expect(array.ndim in (1, 2), "x", "have shape (n,) or (n, D)", array.shape)
-    expect(np.issubdtype(array.dtype, np.floating), "x", "be floating point", array.dtype)
-    least = max(10, expect_whole("k", k, 1))
-    expect(len(array) > least, "x", f"have more than {least} rows", len(array))
-    expect(bool(np.isfinite(array).all()), "x", "be finite", "NaN or infinity")
+    expect(np.ndim(x) in (1, 2), "x", "have shape (n,) or (n, D)", np.shape(x))
+    array = expect_rows(x, np.shape(x)[1:], 1 + max(10, expect_whole("k", k, 1)))
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     return array.astype(np.float64)
 
@@ -150,6 +146,3 @@ def _log_density(x, k):
     radius = scipy.spatial.KDTree(x).query(x, k + 1)[0][:, -1]  # the point itself is the nearest
     log_ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
     return digamma(k) - digamma(n) - log_ball - dim * np.log(np.maximum(radius, smallest))
-
-
-__all__ = ["Estimate", "entropy", "negentropy", "total_correlation"]

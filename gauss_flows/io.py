@@ -89,13 +89,9 @@ def read(path: str | os.PathLike, like: Any) -> tuple[Any, dict[str, Any]]:
     expect(known, "path", "be a file that gauss_flows saved", header)
     version = header.get("version")
     expect(version == _VERSION, "path", f"be of version {_VERSION}", f"version {version}")
-    theirs = [
-        f"{name} {stored[f'a{i}'].dtype}{list(stored[f'a{i}'].shape)}" if f"a{i}" in stored else name
-        for i, name in enumerate(header["names"])
-    ]
-    ours = [
-        f"{name} {np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in zip(names, leaves, strict=True)
-    ]
+    kind = lambda name, array: name if array is None else f"{name} {np.dtype(array.dtype)}{list(array.shape)}"
+    theirs = [kind(name, stored.get(f"a{i}")) for i, name in enumerate(header["names"])]
+    ours = list(map(kind, names, leaves))
     for mine, their in zip(ours, theirs, strict=False):
         expect(mine == their, "like", f"have the file's array {their}", mine)
     expect(len(ours) == len(theirs), "like", f"have {len(theirs)} arrays, as the file", len(ours))
@@ -108,6 +104,3 @@ def _named_arrays(tree: Any) -> tuple[list[str], list[Any]]:
     arrays = eqx.filter(tree, eqx.is_array)
     named, _ = jax.tree_util.tree_flatten_with_path(arrays)
     return [jax.tree_util.keystr(path) for path, _ in named], [leaf for _, leaf in named]
-
-
-__all__ = ["load", "save"]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from paramax import Parameterize
 from paramax.utils import inv_softplus
 
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
+from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole
 
 
 class HouseholderRotation(Bijection):
@@ -41,11 +41,11 @@ class HouseholderRotation(Bijection):
         (3,)
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
     cond_shape: None = eqx.field(static=True)
     params: Float[Array, "n D"]
 
-    def __init__(self, n_reflections: int, shape: tuple[int, ...], *, key: PRNGKeyArray | None = None):
+    def __init__(self, n_reflections: int, shape: Shape, *, key: PRNGKeyArray | None = None):
         n = expect_whole("n_reflections", n_reflections, 1)
         self.shape, self.cond_shape = _vector(shape), None
         if key is None:
@@ -112,14 +112,14 @@ class LULinear(Bijection):
         2.0
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
     cond_shape: None = eqx.field(static=True)
     lower: Float[Array, "D D"]
     upper: Float[Array, "D D"]
     diagonal: Any  # Float[Array, " D"], wrapped: positive whenever a method runs
     bias: Float[Array, " D"]
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: Shape):
         self.shape, self.cond_shape = _vector(shape), None
         size = self.shape[0]
         self.lower, self.upper = jnp.zeros((size, size)), jnp.zeros((size, size))
@@ -147,6 +147,3 @@ def _vector(shape: Any) -> tuple[int, ...]:
     shape = expect_shape(shape)
     expect(len(shape) == 1, "shape", "be that of a vector, (D,)", shape)
     return shape
-
-
-__all__ = ["HouseholderRotation", "LULinear"]

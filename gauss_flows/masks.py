@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PRNGKeyArray
 
-from gauss_flows.base import expect, expect_shape, expect_whole
+from gauss_flows.base import Shape, expect, expect_concrete, expect_shape, expect_whole
 
 Mask = Bool[np.ndarray, "*shape"]
 
 
-def half(shape: tuple[int, ...]) -> Mask:
+def half(shape: Shape) -> Mask:
     """The first half of the event, in C order, is passive (rounded down if it does not divide).
 
     Args:
@@ -33,7 +33,7 @@ def half(shape: tuple[int, ...]) -> Mask:
     return (np.arange(size) < size // 2).reshape(shape)
 
 
-def alternating(shape: tuple[int, ...]) -> Mask:
+def alternating(shape: Shape) -> Mask:
     """Every other element, in C order, is passive, beginning with the first.
 
     Args:
@@ -53,7 +53,7 @@ def alternating(shape: tuple[int, ...]) -> Mask:
     return (np.arange(size) % 2 == 0).reshape(shape)
 
 
-def random(key: PRNGKeyArray, shape: tuple[int, ...]) -> Mask:
+def random(key: PRNGKeyArray, shape: Shape) -> Mask:
     """Half of the elements, drawn without replacement, are passive (rounded down).
 
     Args:
@@ -191,7 +191,7 @@ def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
     return reach
 
 
-def as_mask(mask: Any, shape: tuple[int, ...]) -> Mask:
+def as_mask(mask: Any, shape: Shape) -> Mask:
     """The mask as a NumPy array, or the default for None; checked against the event's shape.
 
     Raises:
@@ -199,10 +199,7 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> Mask:
     """
     if mask is None:
         return half(shape)
-    try:
-        array = np.asarray(mask)
-    except Exception as error:  # a traced array has no values to read the layout from
-        raise ValueError("`mask` must be a concrete boolean array; got a traced one") from error
+    array = expect_concrete("mask", mask)
     expect(array.dtype == bool, "mask", "be a boolean array, True = passive", f"dtype {array.dtype}")
     expect(array.shape == shape, "mask", f"have shape {shape}, the event's shape", array.shape)
     expect(not array.all(), "mask", "leave an active coordinate (False)", "all True")
@@ -220,6 +217,3 @@ def _sized(shape):
 def _image(height, width, channels):
     sizes = {"height": height, "width": width} | ({} if channels is None else {"channels": channels})
     return _sized(tuple(expect_whole(name, value, 1) for name, value in sizes.items()))
-
-
-__all__ = ["alternating", "as_mask", "channel", "checkerboard", "flip", "half", "random", "reachability"]

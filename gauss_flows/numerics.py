@@ -259,16 +259,3 @@ def implicit_root(function: Callable[[Array], Array], target: Array, solve: Call
         lambda _f, _guess: solve(),
         lambda linear, y: y / linear(jnp.ones_like(y)),
     )
-
-
-__all__ = [
-    "LOG_HALF",
-    "LOG_SQRT_2PI",
-    "NormalTails",
-    "implicit_root",
-    "mills_ratio",
-    "ndtri_exp",
-    "normal_quantile",
-    "normal_tails",
-    "solve_monotone",
-]

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from paramax import Parameterize, unwrap
 
-from gauss_flows.base import Bijection, expect, expect_shape, expect_whole
+from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole
 
 _LOG_DETS = ("exact", "hutchinson", "roulette")
 _INVERSES = ("newton", "banach")
@@ -248,8 +248,8 @@ class Residual(Bijection):
         True
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
-    cond_shape: tuple[int, ...] | None = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
+    cond_shape: Shape | None = eqx.field(static=True)
     network: LipschitzMLP
     log_det: LogDet
     inverse_method: str = eqx.field(static=True)
@@ -258,7 +258,7 @@ class Residual(Bijection):
         self,
         key: PRNGKeyArray,
         *,
-        shape: tuple[int, ...],
+        shape: Shape,
         lipschitz: float = 0.9,
         nn_width: int = 64,
         nn_depth: int = 2,
@@ -328,8 +328,8 @@ class Residual(Bijection):
         if how.method == "exact":
             jacobian = jax.jacfwd(self.network)(x, condition)
             return jnp.linalg.slogdet(jnp.eye(len(x), dtype=x.dtype) + jacobian)[1]
-        expect(how.key is not None, "log_det", f"have a key, since {how.method!r} is random: "
-               "gf.with_log_det(flow, key=...)", "none")  # fmt: skip
+        wanted = f"have a key, since {how.method!r} is random: gf.with_log_det(flow, key=...)"
+        expect(how.key is not None, "log_det", wanted, "none")
         assert how.key is not None
         keep = self.lipschitz if how.method == "roulette" else None
         return log_det_estimate(self.network, x, how.key, condition, terms=how.terms, keep=keep)[0]
@@ -385,12 +385,8 @@ def _neumann(linear, v):
 def _log_det(size, method, terms, key) -> LogDet:
     expect(method in _LOG_DETS, "log_det", f"be one of {_LOG_DETS}", repr(method))
     fits = method != "exact" or size <= EXACT_LIMIT
-    expect(
-        fits,
-        "log_det",
-        f"be 'hutchinson' or 'roulette' for more than {EXACT_LIMIT} elements",
-        f"'exact', {size}",
-    )
+    others = f"be 'hutchinson' or 'roulette' for more than {EXACT_LIMIT} elements"
+    expect(fits, "log_det", others, f"'exact', {size}")
     if terms is None:
         terms = _TERMS[method]
     return LogDet(method, expect_whole("terms", terms, int(method == "hutchinson")), key)
@@ -479,14 +475,3 @@ def estimate_log_prob(
     """
     one = lambda key, x, condition: with_log_det(flow, key=key).log_prob(x, condition)
     return jax.vmap(one, (0, 0, None if condition is None else 0))(jr.split(key, len(x)), x, condition)
-
-
-__all__ = [
-    "LipschitzMLP",
-    "LogDet",
-    "Residual",
-    "estimate_log_prob",
-    "is_random",
-    "log_det_estimate",
-    "with_log_det",
-]

@@ -6,7 +6,7 @@ exceed minus the target's entropy, and :func:`gauss_flows.kl_divergence` says ho
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -18,7 +18,8 @@ from flowjax.distributions import AbstractDistribution
 from jax.scipy.special import i0e, logsumexp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from gauss_flows.base import expect, expect_whole
+from gauss_flows.base import Shape, expect, expect_whole, run_jitted
+from gauss_flows.information import Estimate
 from gauss_flows.numerics import LOG_SQRT_2PI
 
 
@@ -39,7 +40,7 @@ class Target(AbstractDistribution):
         entropy: Gives the entropy; not called before it is needed.
     """
 
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: Shape = eqx.field(static=True)
     log_density: Callable[[Array], Array] = eqx.field(static=True)
     sampler: Callable[[PRNGKeyArray], Array] = eqx.field(static=True)
     moments: tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
@@ -369,16 +370,9 @@ def funnel(dim: int = 2) -> Target:
     return Target((dim,), log_density, sampler, (0.0, std), lambda: dim * (LOG_SQRT_2PI + 0.5) + log_3)
 
 
-class KL(NamedTuple):
-    """An estimate in nats, and its standard error."""
-
-    value: float
-    standard_error: float
-
-
 def kl_divergence(
     target: AbstractDistribution, flow: AbstractDistribution, key: PRNGKeyArray, n: int = 10_000
-) -> KL:
+) -> Estimate:
     r"""Estimate the Kullback-Leibler divergence of a flow q from a target p, in nats.
 
     .. math:: \mathrm{KL}(p \,\|\, q) = E_p[\log p(x) - \log q(x)] \approx
@@ -391,7 +385,7 @@ def kl_divergence(
         n: How many samples, at least 2.
 
     Returns:
-        ``(value, standard_error)``; both infinite if q is 0 at a sample.
+        An :class:`~gauss_flows.information.Estimate`; its entries are infinite if q is 0 at a sample.
 
     Raises:
         ValueError: If a distribution is conditional, the shapes differ, or n is too small.
@@ -406,28 +400,11 @@ def kl_divergence(
     for name, distribution in (("target", target), ("flow", flow)):
         expect(distribution.cond_shape is None, name, "be unconditional", distribution.cond_shape)
     expect(flow.shape == target.shape, "flow", f"have shape {target.shape}, the target's", flow.shape)
-    # Only JAX's arrays are arguments: a mask kept as a NumPy array is meant as a constant.
-    arrays, rest = eqx.partition((target, flow), lambda leaf: isinstance(leaf, jax.Array))
-
-    @jax.jit
-    def log_ratios(arrays, keys):
-        p, q = eqx.combine(arrays, rest)
-        log_ratio = lambda x: p.log_prob(x) - q.log_prob(x)
-        return jax.lax.map(lambda key: log_ratio(p.sample(key)), keys, batch_size=1_000)
-
-    ratios = np.asarray(log_ratios(arrays, jr.split(key, n)), dtype=float)
+    ratios = np.asarray(run_jitted(_log_ratios, target, flow, jr.split(key, n)), dtype=float)
     finite = bool(np.isfinite(ratios).all())
-    return KL(float(ratios.mean()), float(ratios.std(ddof=1) / n**0.5) if finite else float("inf"))
+    return Estimate(float(ratios.mean()), float(ratios.std(ddof=1) / n**0.5) if finite else float("inf"))
 
 
-__all__ = [
-    "KL",
-    "Target",
-    "checkerboard",
-    "funnel",
-    "gaussian_mixture",
-    "kl_divergence",
-    "rings",
-    "spiral",
-    "two_moons",
-]
+def _log_ratios(p, q, keys):
+    log_ratio = lambda x: p.log_prob(x) - q.log_prob(x)
+    return jax.lax.map(lambda key: log_ratio(p.sample(key)), keys, batch_size=1_000)

@@ -23,7 +23,7 @@ from paramax import unwrap
 from tqdm import tqdm
 
 from gauss_flows import io
-from gauss_flows.base import expect, expect_whole, jit_once, split_parameters
+from gauss_flows.base import expect, expect_data, expect_whole, jit_once, split_parameters
 from gauss_flows.residual import estimate_log_prob, is_random
 
 
@@ -154,8 +154,9 @@ def fit(
         (20,)
     """
     result = _run(
-        key, flow, x, condition, None, steps, batch_size, learning_rate, optimizer, clip_norm,
-        average, val_fraction, patience, loss, progress, checkpoint, sharding,
+        key, flow, x, None, condition=condition, steps=steps, batch_size=batch_size, optimizer=optimizer,
+        learning_rate=learning_rate, clip_norm=clip_norm, average=average, val_fraction=val_fraction,
+        patience=patience, loss=loss, progress=progress, checkpoint=checkpoint, sharding=sharding,
     )  # fmt: skip
     if result.failed_step >= 0:
         error = NonFiniteLoss(
@@ -168,37 +169,16 @@ def fit(
 
 
 def fit_many(
-    keys: PRNGKeyArray,
-    make: Callable[[PRNGKeyArray], Any],
-    x: ArrayLike,
-    *,
-    condition: ArrayLike | None = None,
-    steps: int = 1000,
-    batch_size: int = 256,
-    learning_rate: ArrayLike = 1e-2,
-    optimizer: optax.GradientTransformation | None = None,
-    clip_norm: float | None = 1.0,
-    average: float = 1 / 12,
-    val_fraction: float = 0.1,
-    loss: Callable | None = None,
-    progress: bool = True,
+    keys: PRNGKeyArray, make: Callable[[PRNGKeyArray], Any], x: ArrayLike, **options: Any
 ) -> FitResult:
     """Train one flow a key, side by side under ``vmap``: five seeds cost one compilation.
 
     Args:
         keys: Random keys, shape (m,); each makes a flow, a split and its batches.
         make: key -> flow, the same structure for every key.
-        x: As for :func:`fit`, and so are the rest.
-        condition: As for :func:`fit`.
-        steps: As for :func:`fit`.
-        batch_size: As for :func:`fit`.
-        learning_rate: One peak for all, or one a key, shape (m,).
-        optimizer: As for :func:`fit`.
-        clip_norm: As for :func:`fit`.
-        average: As for :func:`fit`.
-        val_fraction: As for :func:`fit`.
-        loss: As for :func:`fit`.
-        progress: As for :func:`fit`.
+        x: As for :func:`fit`.
+        **options: As for :func:`fit`: condition, steps, batch_size, … without patience, checkpoint and
+            sharding; ``learning_rate`` is one peak for all, or one a key, shape (m,).
 
     Returns:
         A :class:`FitResult` with a leading axis of size m on every array, those of ``flow`` included. A
@@ -206,13 +186,19 @@ def fit_many(
 
     Raises:
         ValueError: As :func:`fit`.
+
+    Example:
+        >>> import gauss_flows as gf, jax.random as jr
+        >>> make = lambda key: gf.coupling_flow(key, 2, layers=2, nn_width=8, bijector=gf.Affine())
+        >>> x = 2 * jr.normal(jr.key(1), (500, 2))
+        >>> gf.fit_many(jr.split(jr.key(2), 3), make, x, steps=20, progress=False).train_loss.shape
+        (3, 20)
     """
+    for name in ("patience", "checkpoint", "sharding"):
+        expect(options.get(name) is None, name, "be left out for many flows", options.get(name))
     both = jax.vmap(jr.split)(keys)
     flows = eqx.filter_vmap(make)(both[:, 0])
-    return _run(
-        both[:, 1], flows, x, condition, len(keys), steps, batch_size, learning_rate, optimizer, clip_norm,
-        average, val_fraction, None, loss, progress, None, None,
-    )  # fmt: skip
+    return _run(both[:, 1], flows, x, len(keys), **{**(fit.__kwdefaults__ or {}), **options})
 
 
 def distill(
@@ -264,9 +250,8 @@ def distill(
     for name, flow in (("teacher", teacher), ("student", student)):
         expect(isinstance(flow, Transformed), name, "be a flowjax Transformed", type(flow).__name__)
         expect(flow.cond_shape is None, name, "have no condition", flow.cond_shape)
-    expect(
-        teacher.shape == student.shape, "student", f"have the teacher's shape {teacher.shape}", student.shape
-    )
+    same = teacher.shape == student.shape
+    expect(same, "student", f"have the teacher's shape {teacher.shape}", student.shape)
     losses = {"reverse_kl": _reverse_kl, "output": _output_distance}
     expect(loss in losses, "loss", f"be one of {tuple(losses)}", repr(loss))
     expect("condition" not in options, "condition", "be left out: there is none", "one")
@@ -289,10 +274,11 @@ def _output_distance(student, teacher, noise):
 
 
 def _run(
-    key, flow, x, condition, many, steps, batch_size, learning_rate, optimizer, clip_norm,
+    key, flow, x, many, *, condition, steps, batch_size, learning_rate, optimizer, clip_norm,
     average, val_fraction, patience, loss, progress, checkpoint, sharding,
 ):  # fmt: skip
-    x, condition, n_val = _check_data(flow, x, condition, batch_size, val_fraction)
+    x, condition = expect_data(flow, x, condition)
+    n_val = _held_out(len(x), batch_size, val_fraction)
     steps = expect_whole("steps", steps, 1)
     rate = np.asarray(learning_rate, float)
     expect(bool(np.isfinite(rate).all() and (rate > 0).all()), "learning_rate", "be positive", learning_rate)
@@ -325,8 +311,8 @@ def _run(
         mark = _fingerprint(flow, x, condition, rates, settings, val_fraction, key)
         if Path(checkpoint).exists():
             state, notes = io.read(checkpoint, state)
-            expect(notes.get("run") == mark, "checkpoint", "be of this run, its data and settings included",
-                   f"{checkpoint}, of another")  # fmt: skip
+            ours = notes.get("run") == mark
+            expect(ours, "checkpoint", "be of this run, its data and settings included", checkpoint)
             losses, val_losses = notes["losses"], notes["val_losses"]
 
     stopped = "steps"
@@ -369,29 +355,14 @@ def _run(
     )
 
 
-def _check_data(flow, x, condition, batch_size, val_fraction):
-    raw = np.asarray(x)
-    floating = jnp.issubdtype(raw.dtype, jnp.floating)
-    expect(floating, "x", "be floating point (dequantize integer data first)", f"dtype {raw.dtype}")
-    shape = f"(n, {', '.join(map(str, flow.shape))})"
-    expect(raw.ndim >= 1 and raw.shape[1:] == flow.shape, "x", f"have shape {shape}", raw.shape)
-    bad = int((~np.isfinite(raw)).reshape(len(raw), -1).any(axis=1).sum()) if len(raw) else 0
-    expect(bad == 0, "x", "be finite", f"NaN or infinity in {bad} of {len(raw)} rows")
+def _held_out(n, batch_size, val_fraction) -> int:
+    """The number of rows held out of n, where enough are left to train on."""
     expect(0 < val_fraction < 1, "val_fraction", "lie between 0 and 1", val_fraction)
-    n_val = max(1, round(val_fraction * len(raw)))
-    expect(len(raw) - n_val >= 1, "x", "have at least 2 rows, one to train on and one held out", len(raw))
-    expect_whole("batch_size", batch_size, 1)
-    expect(batch_size <= len(raw) - n_val, "batch_size", f"be at most the {len(raw) - n_val} training rows",
-           batch_size)  # fmt: skip
-    if flow.cond_shape is None:
-        expect(condition is None, "condition", "be None for an unconditional flow", np.shape(condition))
-        return jnp.asarray(raw), None, n_val
-    wanted = (len(raw), *flow.cond_shape)
-    expect(condition is not None and np.shape(condition) == wanted, "condition", f"have shape {wanted}",
-           None if condition is None else np.shape(condition))  # fmt: skip
-    condition = np.asarray(condition)
-    expect(bool(np.isfinite(condition).all()), "condition", "be finite", "NaN or infinity")
-    return jnp.asarray(raw), jnp.asarray(condition), n_val
+    n_val = max(1, round(val_fraction * n))
+    expect(n > n_val, "val_fraction", f"leave one of the {n} rows to train on", val_fraction)
+    fits = expect_whole("batch_size", batch_size, 1) <= n - n_val
+    expect(fits, "batch_size", f"be at most the {n - n_val} training rows", batch_size)
+    return n_val
 
 
 def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
@@ -507,6 +478,3 @@ def _fingerprint(flow, x, condition, rates, settings, val_fraction, key) -> str:
     plain = settings._replace(optimizer=None, loss=None, sharding=None)
     digest.update(repr((plain, val_fraction, settings.optimizer is None, settings.loss is None)).encode())
     return digest.hexdigest()
-
-
-__all__ = ["FitResult", "NonFiniteLoss", "distill", "fit", "fit_many", "maximum_likelihood"]

@@ -76,7 +76,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
      "logsumexp(log_share + hazards - self.log_scales) - own", "logsumexp(log_share + hazards) - own",
      "coupling_pattern", "test_bijections.py two_far_modes and float64"),
     ("means not mirrored", "bijectors.py",
-     "z, means = mirror * z, mirror * mixture.means", "z, means = mirror * z, mixture.means",
+     "z, means = mirror * z, mirror * self.means", "z, means = mirror * z, self.means",
      "coupling_pattern", "test_bijections.py hard_mixtures and float64"),
     ("upper tail's term dropped", "bijectors.py",
      "jax.nn.softmax(lower) * jax.nn.sigmoid(-t) + jax.nn.softmax(upper) * jax.nn.sigmoid(t)",

@@ -263,10 +263,10 @@ def test_eight_devices_give_the_result_of_one():
     ("change", "message"),
     [
         ({"x": np.ones((50, 2), int)}, "`x` must be floating point.*got dtype int64"),
-        ({"x": np.ones((50, 3))}, r"`x` must have shape \(n, 2\); got \(50, 3\)"),
+        ({"x": np.ones((50, 3))}, r"`x` must have shape \(n, 2\) with n ≥ 2; got \(50, 3\)"),
         ({"x": np.full((50, 2), np.nan)}, "`x` must be finite; got NaN or infinity in 50 of 50 rows"),
         ({"x": np.array([[np.inf, 0.0], *[[0.0, 0.0]] * 49])}, "in 1 of 50 rows"),
-        ({"x": np.ones((1, 2)), "batch_size": 1}, "`x` must have at least 2 rows.*got 1"),
+        ({"x": np.ones((1, 2)), "batch_size": 1}, r"`x` must have shape.*n ≥ 2; got \(1, 2\)"),
         ({"batch_size": 46}, "`batch_size` must be at most the 45 training rows; got 46"),
         ({"batch_size": 0}, "`batch_size` must be a whole number ≥ 1"),
         ({"steps": 0}, "`steps` must be a whole number ≥ 1; got 0"),

@@ -55,14 +55,14 @@
       }
     },
     cells(g, artist, _at, t) {
-      const { rows, columns, box: [x, y, w, h] } = artist;
+      const { rows, columns, gap = 0.4, box: [x, y, w, h] } = artist;
       const first = Math.round(t) * rows * columns;
       for (let i = 0; i < rows * columns; i++) {
         const colour = artist.colours[artist.data[first + i]];
         if (!colour) continue;
         const [left, top] = [i % columns, Math.floor(i / columns)];
         g.fillStyle = colour;
-        g.fillRect(x + (left * w) / columns, y + (top * h) / rows, w / columns - 0.4, h / rows - 0.4);
+        g.fillRect(x + (left * w) / columns, y + (top * h) / rows, w / columns - gap, h / rows - gap);
       }
     },
   };

@@ -99,18 +99,24 @@ class Movie:
             count=xy.shape[1], length=xy.shape[2],
         )  # fmt: skip
 
-    def cells(self, ax, which, colours):
-        """Squares that fill the axes, ``which`` colour each has, (frames, rows, columns); "" is none."""
+    def cells(self, ax, which, colours, *, gap=0.4):
+        """Squares that fill the axes, ``which`` colour each has, (frames, rows, columns); "" is none.
+
+        Between them is a ``gap``, in pixels; a negative one hides the seams of a smooth picture.
+        """
         rgba = np.array([mpl.colors.to_rgba(c or "none") for c in colours])
         rows, columns = which.shape[1:]
         draw = lambda i: ax.pcolormesh(
-            rgba[which[i, ::-1]], edgecolor="white", lw=0.3
+            np.linspace(*ax.get_xlim(), columns + 1),
+            np.linspace(*ax.get_ylim(), rows + 1),
+            rgba[which[i, ::-1]],
+            edgecolor="white" if gap > 0 else "face",
+            lw=0.3,
         )
-        ax.set(xlim=(0, columns), ylim=(0, rows))
         self.artists.append(
             {
                 "kind": "cells", "box": self._box(ax), "clip": self._box(ax),
-                "alpha": 1, "rows": rows, "columns": columns,
+                "alpha": 1, "rows": rows, "columns": columns, "gap": gap,
                 "colours": colours, "data": _text(which.astype(np.uint8)),
                 "draw": draw,
             }

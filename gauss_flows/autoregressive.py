@@ -22,8 +22,8 @@ _LOOPS = 4  # of the incremental inverse; more read less and compile longer
 class MaskedAutoregressive(Bijection):
     r"""Transform each coordinate with parameters read from the coordinates of smaller rank.
 
-    .. math:: z_i = T_{\theta_i}(x_i), \qquad \theta_i = \theta_0 + c_\phi(\{x_j : r_j < r_i\}, c)_i, \qquad
-              \log|\det J| = \sum_i \log |T'_{\theta_i}(x_i)|.
+    .. math:: z_i &= T_{\theta_i}(x_i), \qquad \theta_i = \theta_0 + c_\phi(\{x_j : r_j < r_i\}, c)_i, \\
+              \log|\det J| &= \sum_i \log |T'_{\theta_i}(x_i)|.
 
     J is triangular in the order of the ranks r. ``transform`` makes all parameters in one pass of a masked
     network. The inverse needs :math:`x_j` before :math:`\theta_i`, so it takes one step a rank; but a step

@@ -205,8 +205,8 @@ class _Mixture(Bijection):
 class MixtureGaussianCDF(_Mixture):
     r"""The CDF of a Gaussian mixture, then the normal quantile function.
 
-    .. math:: T(x) = \Phi^{-1}\Big(\sum_{k=1}^K \pi_k \, \Phi\big((x - \mu_k)/\sigma_k\big)\Big),
-              \qquad \log T'(x) = \log \sum_k \frac{\pi_k}{\sigma_k}\,\varphi\Big(
+    .. math:: T(x) &= \Phi^{-1}\Big(\sum_{k=1}^K \pi_k \, \Phi\big((x - \mu_k)/\sigma_k\big)\Big), \\
+              \log T'(x) &= \log \sum_k \frac{\pi_k}{\sigma_k}\,\varphi\Big(
               \frac{x - \mu_k}{\sigma_k}\Big) - \log\varphi(T(x)).
 
     If x follows the mixture, T(x) is standard normal. One standard component is the identity. All
@@ -294,8 +294,8 @@ class MixtureGaussianCDF(_Mixture):
 class DeepSigmoid(_Mixture):
     r"""The CDF of a mixture of logistic distributions, then the logit, which maps back to the line.
 
-    .. math:: T(x) = \mathrm{logit} \sum_{k=1}^K \pi_k\, \sigma(t_k), \qquad t_k = (x - \mu_k)/s_k, \qquad
-              T'(x) = \sum_k \frac1{s_k} \big( p_k\, \sigma(-t_k) + q_k\, \sigma(t_k) \big),
+    .. math:: T(x) &= \mathrm{logit} \sum_{k=1}^K \pi_k\, \sigma(t_k), \qquad t_k = (x - \mu_k)/s_k, \\
+              T'(x) &= \sum_k \frac1{s_k} \big( p_k\, \sigma(-t_k) + q_k\, \sigma(t_k) \big),
 
     where :math:`p_k` and :math:`q_k` are the components' shares of the lower and the upper tail. No two
     terms cancel, so both are right far out. In its tails T is a straight line of slope 1/s, s the

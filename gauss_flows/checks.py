@@ -149,9 +149,9 @@ def check_bijection(
     steep coordinate excuses no other. With :math:`\epsilon` a hundred times the
     type's machine epsilon, and :math:`|J|` the Jacobian with absolute entries,
 
-    .. math:: \delta z = \epsilon\,(|z| + |J|(1 + |x|)), \quad
-              \delta x = \epsilon\,(1 + |x|) + |J^{-1}|\,\delta z, \quad
-              \delta\ell = \epsilon\Big(1 + |\ell| + \sum_{ij} |J^{-1}|_{ji} |J|_{ij}\Big)
+    .. math:: \delta z &= \epsilon\,(|z| + |J|(1 + |x|)), \qquad
+              \delta x = \epsilon\,(1 + |x|) + |J^{-1}|\,\delta z, \\
+              \delta\ell &= \epsilon\Big(1 + |\ell| + \sum_{ij} |J^{-1}|_{ji} |J|_{ij}\Big)
               + |\nabla_x \ell| \cdot \delta x
 
     are allowed for x after a round trip (:math:`\delta x`), for z (:math:`\epsilon(1 + |z|) + |J|\,\delta x`)

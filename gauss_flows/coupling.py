@@ -18,8 +18,8 @@ from gauss_flows.bijectors import Affine, DeepSigmoid, Family, MixtureGaussianCD
 class Coupling(Bijection):
     r"""Copy the passive coordinates, transform the active ones with parameters read from them.
 
-    .. math:: z_A = x_A, \qquad z_B = T_{\theta}(x_B), \qquad \theta = \theta_0 + c_\phi(x_A, c),
-              \qquad \log|\det J| = \sum_{i \in B} \log |T'_{\theta_i}(x_i)|.
+    .. math:: z_A &= x_A, \qquad z_B = T_{\theta}(x_B), \qquad \theta = \theta_0 + c_\phi(x_A, c), \\
+              \log|\det J| &= \sum_{i \in B} \log |T'_{\theta_i}(x_i)|.
 
     The Jacobian is triangular once the passive coordinates are put first, so its determinant is the
     product of the active slopes; the inverse reads the same :math:`\theta` from :math:`z_A = x_A`

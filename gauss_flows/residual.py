@@ -211,8 +211,8 @@ def log_det_estimate(
 class Residual(Bijection):
     r"""Add a contraction to the identity: every coordinate reads every coordinate.
 
-    .. math:: z = x + g_\phi(x, c), \qquad \|g_\phi(x, c) - g_\phi(x', c)\| \le L \|x - x'\|, \; L < 1, \qquad
-              \log|\det(I + J_g)| = \sum_{k \ge 1} \frac{(-1)^{k+1}}{k} \mathrm{tr}\, J_g^k.
+    .. math:: z &= x + g_\phi(x, c), \qquad \|g_\phi(x, c) - g_\phi(x', c)\| \le L \|x - x'\|, \; L < 1, \\
+              \log|\det(I + J_g)| &= \sum_{k \ge 1} \frac{(-1)^{k+1}}{k} \mathrm{tr}\, J_g^k.
 
     L < 1 is sufficient for an inverse, not necessary. The inverse has no formula: x is the fixed point of
     :math:`x \mapsto z - g(x)`, reached from any start, with an error that falls by L or better at each step.

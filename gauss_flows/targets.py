@@ -295,9 +295,9 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: float = 0.1) -> Tar
 def checkerboard(squares: int = 4, half_width: float = 2.0) -> Target:
     r"""Uniform on every other square of a board, :math:`[-h, h]^2`; each coordinate alone is uniform.
 
-    .. math:: p(x) = \frac{1}{2 h^2} \text{ where }
-              \lfloor n (x_1 + h) / 2h \rfloor + \lfloor n (x_2 + h) / 2h \rfloor \text{ is even},
-              \quad \text{else } 0; \qquad H = \log 2 h^2.
+    .. math:: p(x) &= \frac{1}{2 h^2} \text{ where }
+              \lfloor n (x_1 + h) / 2h \rfloor + \lfloor n (x_2 + h) / 2h \rfloor \text{ is even, else } 0, \\
+              H &= \log 2 h^2.
 
     Args:
         squares: n, along a side; an even number.

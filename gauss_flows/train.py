@@ -214,8 +214,8 @@ def distill(
 
     With u from the student's base density, :math:`f_S, f_T` the maps from base to data:
 
-    .. math:: \text{reverse\_kl: } E_u\big[\log q_S(f_S(u)) - \log p_T(f_S(u))\big], \qquad
-              \text{output: } E_u\,\|f_S(u) - f_T(u)\|^2.
+    .. math:: \text{reverse_kl: } & E_u\big[\log q_S(f_S(u)) - \log p_T(f_S(u))\big], \\
+              \text{output: } & E_u\,\|f_S(u) - f_T(u)\|^2.
 
     The first needs the teacher's density on the student's samples and no sample of the teacher's. It seeks
     modes: what the student never draws costs it nothing. The second ties the student to the teacher's own

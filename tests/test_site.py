@@ -292,6 +292,12 @@ CONTRAST = """() => {
   }
   return worst; }"""
 
+# Displayed formulas that are wider than their column, and so have to be pushed to be read.
+CUT_FORMULAS = """() => [...document.querySelectorAll('mjx-container[display="true"]')]
+  .filter(e => e.querySelector('svg, mjx-math').getBoundingClientRect().width
+    > e.closest('div.math').getBoundingClientRect().width + 1)
+  .map(e => e.closest('div.math').id || e.innerText.replace(/\\s+/g, ' ').slice(0, 80))"""
+
 # axe takes half a minute for a page with thousands of words of code and parts of formulas. The contrast of
 # all these is in CONTRAST; axe gets one word of each class, three formulas, and looks at the colours of one
 # element of each kind.
@@ -335,6 +341,7 @@ def test_a_page_in_the_browser(window, address, name):
         for width in (400, 1280):  # a phone, a desk
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, width
+        assert page.evaluate(CUT_FORMULAS) == []
         for scheme in schemes:
             switch(page, scheme)
             ratio, where = page.evaluate(CONTRAST)

@@ -1,7 +1,8 @@
 """The first choice: which monotone map of the real line. Scalar bijections, shape ()."""
 
 import math
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
 import jax
@@ -163,7 +164,7 @@ class _Mixture(Bijection):
 
     def with_components(
         self, log_weights: Float[Array, " K"], means: Float[Array, " K"], scales: Float[Array, " K"]
-    ) -> Any:
+    ) -> Self:
         """The same bijector with other components; scales beyond the bound are moved inside it.
 
         Args:
@@ -177,8 +178,9 @@ class _Mixture(Bijection):
         return eqx.tree_at(where, self, (log_weights, means, raw))
 
     @staticmethod
+    @abstractmethod
     def _equation(x, z, log_weights, means, scales):
-        raise NotImplementedError
+        """T(x) - z and its slope, for z at most 0; in the lower tail, so that nothing cancels."""
 
     def _solve(self, z):
         """The x with T(x) = z, and the number of steps, by Newton inside the components' exact bracket.

@@ -25,7 +25,7 @@ from gauss_flows.base import (
     expect_whole,
     stack,
     standard_normal,
-)  # fmt: skip
+)
 from gauss_flows.bijectors import Family, MixtureGaussianCDF
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling

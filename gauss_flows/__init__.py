@@ -4,8 +4,6 @@ Every layer is a flowjax bijection, so it works in flowjax's ``Chain``, ``Scan``
 ``Transformed``. The book's chapters open the package one module at a time.
 """
 
-from flowjax.bijections import Affine
-
 from gauss_flows import (
     base,
     bijectors,
@@ -20,8 +18,8 @@ from gauss_flows import (
 )
 from gauss_flows.actnorm import ActNorm1D, data_init
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Bijection, Scan
-from gauss_flows.bijectors import DeepSigmoid, MixtureGaussianCDF, RQSpline
+from gauss_flows.base import Bijection, Scan, Transformed
+from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline
 from gauss_flows.checks import CheckError, Report, check, check_bijection
 from gauss_flows.coupling import (
     AdditiveCoupling,
@@ -74,6 +72,7 @@ __all__ = [
     "Report",
     "Residual",
     "Scan",
+    "Transformed",
     "base",
     "bijectors",
     "check",

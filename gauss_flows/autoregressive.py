@@ -12,8 +12,16 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gauss_flows import conditioners
-from gauss_flows.base import Bijection, Shape, expect, expect_concrete, expect_shape, expect_whole
-from gauss_flows.bijectors import Family
+from gauss_flows.base import (
+    Bijection,
+    Shape,
+    expect,
+    expect_concrete,
+    expect_shape,
+    expect_whole,
+    varying_like,
+)
+from gauss_flows.bijectors import Family, as_family
 
 _INVERSES = ("incremental", "sequential", "jacobi")
 _LOOPS = 4  # of the incremental inverse; more read less and compile longer
@@ -35,9 +43,10 @@ class MaskedAutoregressive(Bijection):
 
     Args:
         key: Random key for the conditioner.
-        shape: The event's shape, of any rank, at least two elements.
-        bijector: Any unconditional scalar bijection, shape (); each element gets a copy with parameters
-            of its own.
+        shape: The event's shape, of any rank. With one element alone, its parameters depend on the
+            condition, if there is one, and on nothing else.
+        bijector: Any unconditional scalar bijection, shape (), or a
+            :class:`~gauss_flows.bijectors.Family`; each element gets a copy with parameters of its own.
         order: Whole numbers of the event's shape: an element reads those with smaller numbers. Any
             permutation, or fewer ranks. Default: C order.
         passes: In place of ``order``: this many ranks of consecutive elements, 2 to D.
@@ -92,7 +101,7 @@ class MaskedAutoregressive(Bijection):
         tolerance: float | None = None,
     ):
         self.shape = expect_shape(shape)
-        self._family = Family(bijector)
+        self._family = as_family(bijector)
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
         self._ranks = _ranks(self.shape, order, passes)
         if conditioner is None:
@@ -174,7 +183,8 @@ class MaskedAutoregressive(Bijection):
     def _sequential(self, y, condition):
         """After step i the elements of rank i are right, whatever came before."""
         step = lambda x, _: (self._sweep(x, y, condition), None)
-        return lax.scan(step, jnp.zeros_like(y), length=self.passes)[0]
+        start = varying_like(jnp.zeros_like(y), y, condition, self)
+        return lax.scan(step, start, length=self.passes)[0]
 
     def _jacobi(self, y, condition):
         tolerance = 8 * float(jnp.finfo(y.dtype).eps) if self.tolerance is None else self.tolerance
@@ -186,13 +196,15 @@ class MaskedAutoregressive(Bijection):
                 return new, jnp.max(jnp.abs(new - x) / (1 + jnp.abs(new))), sweeps + 1
 
             go_on = lambda state: (state[1] > tolerance) & (state[2] < self.passes)
-            far = jnp.full((), jnp.inf, y.dtype)
-            x, _, sweeps = lax.while_loop(go_on, step, (start, far, jnp.zeros((), y.dtype)))
+            far, none = jnp.full((), jnp.inf, y.dtype), jnp.zeros((), y.dtype)
+            far, none = (varying_like(a, start) for a in (far, none))
+            x, _, sweeps = lax.while_loop(go_on, step, (start, far, none))
             return x, sweeps
 
         residual = lambda x: self.transform_and_log_det(x.reshape(self.shape), condition)[0].ravel() - y
         tangent = lambda linear, v: jnp.linalg.solve(jax.jacobian(linear)(v), v)
-        return lax.custom_root(residual, jnp.zeros_like(y), solve, tangent, has_aux=True)
+        start = varying_like(jnp.zeros_like(y), y, condition, self)
+        return lax.custom_root(residual, start, solve, tangent, has_aux=True)
 
     def _incremental(self, y, condition):
         """All units sorted by degree; step i computes those of degree i - 1, then the elements of rank i.
@@ -246,6 +258,7 @@ class MaskedAutoregressive(Bijection):
             hidden = zip(now["hidden"], cuts[:-1], strict=True)
             now["hidden"] = [(w[..., :cut], bias) for (w, bias), cut in hidden]
             now["last"] = now["last"][..., : cuts[-1]]
+            buffers = [varying_like(buffer, y, condition, self) for buffer in buffers]
             known, new = lax.scan(step, tuple(buffers), now)
             buffers = list(known)
             found.append(new)
@@ -269,10 +282,9 @@ def _rows(array, first, count):
 
 def _ranks(shape, order, passes) -> tuple[int, ...]:
     size = math.prod(shape)
-    expect(size >= 2, "shape", "hold at least two elements, one to read and one to transform", shape)
     expect(order is None or passes is None, "passes", "be None where `order` is given", passes)
     if passes is not None:
-        passes = expect_whole("passes", passes, 2)
+        passes = expect_whole("passes", passes, min(2, size))
         expect(passes <= size, "passes", f"be at most {size}, the event's size", passes)
         return tuple((np.arange(size) * passes // size).tolist())
     if order is None:
@@ -282,5 +294,5 @@ def _ranks(shape, order, passes) -> tuple[int, ...]:
     expect(whole, "order", "be an array of whole numbers, the elements' ranks", f"dtype {array.dtype}")
     expect(array.shape == shape, "order", f"have shape {shape}, the event's shape", array.shape)
     values, ranks = np.unique(array, return_inverse=True)
-    expect(len(values) >= 2, "order", "have two different ranks or more", f"{values.tolist()} alone")
+    expect(len(values) >= min(2, size), "order", "have at least two different ranks", values.tolist())
     return tuple(ranks.ravel().tolist())

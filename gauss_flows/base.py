@@ -1,4 +1,4 @@
-"""What every layer shares: argument checks, and the words of their errors."""
+"""What every layer and flow shares: argument checks, compiled calls, and the base classes."""
 
 import functools
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from typing import Any
 
 import equinox as eqx
 import flowjax.bijections as fb
+import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flowjax.bijections import AbstractBijection
-from flowjax.distributions import Normal
+from jax import lax
 from jaxtyping import Array
-from paramax import NonTrainable, non_trainable
+from paramax import NonTrainable, non_trainable, unwrap
 
 Shape = tuple[int, ...]
 
@@ -109,12 +110,73 @@ def jit_once(function: Callable) -> Callable:
     return run
 
 
-def run_jitted(function: Callable, *args: Any) -> Any:
-    """``eqx.filter_jit``; but a mask kept as a NumPy array is meant as a constant, and stays one."""
-    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(args)):
-        return eqx.filter_jit(function)(*args)
-    arrays, rest = eqx.partition(args, lambda leaf: isinstance(leaf, jax.Array))
-    return jax.jit(lambda arrays: function(*eqx.combine(arrays, rest)))(arrays)
+class _Constant:
+    """A NumPy array as a value that can be compared and hashed: part of a program, not an input of it."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.value = (array.shape, array.dtype.str, array.tobytes())
+
+    def __eq__(self, other):
+        return isinstance(other, _Constant) and self.value == other.value
+
+    def __hash__(self):
+        return hash(self.value)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _program(static, arrays):
+    function, structure, rest = static
+    rest = [leaf.array if isinstance(leaf, _Constant) else leaf for leaf in rest]
+    leaves = [array if array is not None else leaf for array, leaf in zip(arrays, rest, strict=True)]
+    return function(*jax.tree.unflatten(structure, leaves))
+
+
+def compiled(function: Callable, *args: Any) -> Any:
+    """Return ``function(*args)``, computed by one program that the next such call finds again.
+
+    JAX arrays are inputs of the program; all else (functions, numbers, NumPy arrays such as masks, static
+    fields) is part of it. A second call with equal parts compiles nothing, inside ``jax.vmap`` too, where a
+    loop that is traced anew at each call would be compiled anew. Inside another program it adds nothing.
+
+    Args:
+        function: A function that exists once, not one made for this call.
+        *args: Its arguments, any pytrees.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    arrays = [leaf if isinstance(leaf, jax.Array) else None for leaf in leaves]
+    rest = [
+        None if isinstance(leaf, jax.Array) else _Constant(leaf) if isinstance(leaf, np.ndarray) else leaf
+        for leaf in leaves
+    ]
+    static = (function, structure, tuple(rest))
+    try:
+        hash(static)
+    except TypeError:  # a static field that cannot be hashed, such as a list: nothing can be found again
+        return function(*args)
+    return _program(static, arrays)
+
+
+def varying_like(value: Array, *trees: Any) -> Array:
+    """Return ``value``, marked inside ``jax.shard_map`` as varying over devices wherever the trees do.
+
+    A loop's first carry must vary as later ones do; outside ``jax.shard_map`` nothing changes.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    missing = tuple(frozenset().union(*map(_varying_axes, arrays)) - _varying_axes(value))
+    if not missing:
+        return value
+    # JAX 0.8 has `pvary` alone; later versions have `pcast` in its place.
+    if hasattr(lax, "pcast"):
+        return lax.pcast(value, missing, to="varying")
+    return lax.pvary(value, missing)  # type: ignore[attr-defined]
+
+
+def _varying_axes(array: Array) -> frozenset:
+    """The mesh axes over which an array varies inside ``jax.shard_map``."""
+    # JAX 0.10 keeps them in `manual_axis_type`, versions before it in `vma`.
+    kind: Any = jax.typeof(array)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
 
 
 @jit_once  # one program in place of some forty operations, each compiled for its shape
@@ -123,17 +185,25 @@ def stack(keys: Array, layer: Callable) -> Any:
     return eqx.filter_vmap(lambda key: layer(key))(keys)
 
 
-def standard_normal(dim: int) -> Normal:
+def standard_normal(dim: int) -> fd.Normal:
     """The base density of every flow here, of D independent coordinates; training leaves it as it is."""
-    return non_trainable(Normal(jnp.zeros(expect_whole("dim", dim, 2))))
+    return non_trainable(fd.Normal(jnp.zeros(expect_whole("dim", dim, 1))))
+
+
+def _copied(tree):
+    """A deep copy: new arrays, and the same functions, of which a copy would compile everything again."""
+    return jax.tree.map(
+        lambda leaf: leaf.copy() if eqx.is_array_like(leaf) and hasattr(leaf, "copy") else leaf, tree
+    )
 
 
 class Bijection(AbstractBijection):
-    """A flowjax bijection whose methods check their arguments first.
+    """A flowjax bijection whose methods check their arguments and run as one compiled program.
 
     Subclasses define ``shape``, ``cond_shape``, ``transform_and_log_det`` and
     ``inverse_and_log_det``, as for flowjax's ``AbstractBijection``. Integer input is cast to the
-    default floating-point type; a condition given to an unconditional bijection is ignored.
+    default floating-point type; a condition given to an unconditional bijection is ignored. The two
+    methods are traced, as under ``jax.jit``, so their Python code runs once for each shape and type.
 
     Raises:
         ValueError: From both methods, if the event or the condition has the wrong shape, is no
@@ -141,38 +211,57 @@ class Bijection(AbstractBijection):
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name, argument in (("transform_and_log_det", "x"), ("inverse_and_log_det", "y")):
+        # In place of flowjax's own wrapper, which casts less and compiles nothing.
+        super(AbstractBijection, cls).__init_subclass__(**kwargs)
+        for name, wrap in (("transform_and_log_det", _forward), ("inverse_and_log_det", _backward)):
             if name in cls.__dict__:
-                setattr(cls, name, _checked(cls.__dict__[name], argument))
+                setattr(cls, name, wrap(cls.__dict__[name]))
+
+    def __deepcopy__(self, memo):
+        return _copied(self)
 
 
-def _checked(method: Callable, argument: str) -> Callable:
+def _forward(method):
     @functools.wraps(method)
-    def wrapper(self, event, condition=None):
-        event = _as_real_array(argument, event, self.shape, "the event's shape")
-        if self.cond_shape is None:
-            condition = None
-        else:
-            expect(condition is not None, "condition", f"have shape {self.cond_shape}", None)
-            condition = _as_real_array("condition", condition, self.cond_shape, "`cond_shape`")
-        return method(self, event, condition)
+    def transform_and_log_det(self, x, condition=None):
+        return _call(method, self, "x", x, condition)
 
-    # Keyword calls use the documented name of the first argument: x or y.
+    return transform_and_log_det
+
+
+def _backward(method):
     @functools.wraps(method)
-    def named(self, *args, **kwargs):
-        if argument in kwargs:
-            args = (kwargs.pop(argument), *args)
-        return wrapper(self, *args, **kwargs)
+    def inverse_and_log_det(self, y, condition=None):
+        return _call(method, self, "y", y, condition)
 
-    return named
+    return inverse_and_log_det
+
+
+def _call(method, bijection, name, event, condition):
+    event = _as_real_array(name, event, bijection.shape, "the event's shape")
+    if bijection.cond_shape is None:
+        condition = None
+    else:
+        expect(condition is not None, "condition", f"have shape {bijection.cond_shape}", None)
+        condition = _as_real_array("condition", condition, bijection.cond_shape, "`cond_shape`")
+    return compiled(_unwrapped, method, bijection, event, condition)
+
+
+def _unwrapped(method, bijection, event, condition):
+    return method(unwrap(bijection), event, condition)
 
 
 def _as_real_array(name: str, value: Any, shape: tuple[int, ...], what: str) -> Array:
-    expect(eqx.is_array_like(value), name, f"be an array of shape {shape}, {what}", type(value).__name__)
+    array = _as_floats(name, value)
+    expect(array.shape == shape, name, f"have shape {shape}, {what}", array.shape)
+    return array
+
+
+def _as_floats(name: str, value: Any) -> Array:
+    """Return a real array of floating-point numbers; integers are cast to the default type."""
+    expect(eqx.is_array_like(value), name, "be an array of real numbers", type(value).__name__)
     array = jnp.asarray(value)
     expect(not jnp.issubdtype(array.dtype, jnp.complexfloating), name, "be real-valued", array.dtype)
-    expect(array.shape == shape, name, f"have shape {shape}, {what}", array.shape)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
@@ -181,7 +270,7 @@ class Scan(fb.Scan, Bijection):
 
     That gradient needs what each layer computed on its way, many times its input and output. Here no more
     than the input is stored, and the rest is computed a second time: mostly quicker than to write and to read
-    it. The inverse is flowjax's own, since a layer may find it by iteration.
+    it. The inverse stores everything, since a layer may find it by iteration.
 
     Args:
         bijection: A bijection whose arrays all have a leading axis, one entry a layer, as
@@ -205,14 +294,95 @@ class Scan(fb.Scan, Bijection):
         super().__init__(bijection)
 
     def transform_and_log_det(self, x, condition=None):
+        step = lambda layer, x: layer.transform_and_log_det(x, condition)
+        return self._run(step, x, condition, wrap=functools.partial(jax.checkpoint, prevent_cse=False))
+
+    def inverse_and_log_det(self, y, condition=None):
+        step = lambda layer, y: layer.inverse_and_log_det(y, condition)
+        return self._run(step, y, condition, reverse=True)
+
+    def _run(self, step, event, condition, *, wrap=lambda f: f, reverse=False):
         arrays, rest = eqx.partition(self.bijection, eqx.is_array)
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def step(carry, arrays):
-            x, log_det = carry
-            x, change = eqx.combine(arrays, rest).transform_and_log_det(x, condition)
-            return (x, log_det + change), None
+        @wrap
+        def one(carry, arrays):
+            event, log_det = carry
+            event, change = step(eqx.combine(arrays, rest), event)
+            return (event, log_det + change), None
 
-        return jax.lax.scan(step, (x, jnp.zeros((), x.dtype)), arrays)[0]
+        start = (event, jnp.zeros((), event.dtype))
+        start = jax.tree.map(lambda a: varying_like(a, event, condition, arrays), start)
+        return lax.scan(one, start, arrays, reverse=reverse)[0]
 
-    inverse_and_log_det = fb.Scan.inverse_and_log_det
+
+class Transformed(fd.Transformed):
+    r"""flowjax's ``Transformed``, whose plain calls are compiled once and whose NaN stays NaN.
+
+    ``flow.log_prob(x)`` and ``flow.sample(key, (n,))`` run as one program, which later calls with the same
+    shapes find again. Where a row of x holds NaN its log-density is NaN; flowjax's own class gives
+    :math:`-\infty`, which ranks a broken row as the least likely of all.
+
+    Args:
+        base_dist: The density of the latent variable, a flowjax distribution.
+        bijection: A flowjax bijection from latent to data, such as ``Invert`` of a layer of this package.
+
+    Raises:
+        ValueError: From the methods, if x, the key or the condition does not fit.
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> from flowjax.bijections import Invert
+        >>> layer = gf.AffineCoupling(jr.key(0), shape=(2,))
+        >>> flow = gf.Transformed(gf.base.standard_normal(2), Invert(layer))
+        >>> flow.log_prob(jnp.array([0.0, jnp.nan]))
+        Array(nan, dtype=float32)
+    """
+
+    def __init__(self, base_dist: fd.AbstractDistribution, bijection: AbstractBijection):
+        super().__init__(base_dist, bijection)
+
+    def log_prob(self, x, condition=None):
+        x = self._batch("x", x, self.shape)
+        return compiled(fd.Transformed.log_prob, self, x, self._condition(condition))
+
+    def sample(self, key, sample_shape=(), condition=None):
+        return self._draw(fd.Transformed.sample, key, sample_shape, condition)
+
+    def sample_and_log_prob(self, key, sample_shape=(), condition=None):
+        return self._draw(fd.Transformed.sample_and_log_prob, key, sample_shape, condition)
+
+    def __deepcopy__(self, memo):
+        return _copied(self)
+
+    def _log_prob(self, x, condition=None):
+        log_prob = super()._log_prob(x, condition)
+        broken = jnp.isnan(x).any()
+        if condition is not None:
+            broken |= jnp.isnan(condition).any()
+        return jnp.where(broken, jnp.nan, log_prob)
+
+    def _draw(self, method, key, sample_shape, condition):
+        typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if not typed or key.shape != ():
+            raise ValueError(f"`key` must be one random key, such as jax.random.key(0); it is {key!r}.")
+        try:
+            sizes = tuple(expect_whole("sample_shape", size, 0) for size in sample_shape)
+        except TypeError as error:
+            raise ValueError(
+                f"`sample_shape` must be a tuple of whole numbers, such as (100,); it is {sample_shape!r}."
+            ) from error
+        return compiled(method, self, key, sizes, self._condition(condition))
+
+    def _condition(self, condition):
+        return None if self.cond_shape is None else self._batch("condition", condition, self.cond_shape)
+
+    def _batch(self, name, value, shape):
+        """The argument as a floating-point array whose last axes are ``shape``."""
+        if value is None:
+            raise ValueError(f"`{name}` must be given: this flow is conditional, with cond_shape {shape}.")
+        array = _as_floats(name, value)
+        if array.shape[array.ndim - len(shape) :] != shape or array.ndim < len(shape):
+            raise ValueError(
+                f"The last axes of `{name}` must have shape {shape}; its shape is {array.shape}."
+            )
+        return array

@@ -2,19 +2,21 @@
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import equinox as eqx
+import flowjax.bijections as fb
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load when first used
-from flowjax.bijections import AbstractBijection, Affine
+from flowjax.bijections import AbstractBijection
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp
 from jaxtyping import Array, ArrayLike, Float
 from paramax import NonTrainable, Parameterize, unwrap
+from paramax.utils import inv_softplus
 
 from gauss_flows.base import Bijection, Shape, expect, expect_concrete, expect_whole, split_parameters
 from gauss_flows.numerics import (
@@ -29,16 +31,46 @@ from gauss_flows.numerics import (
 )
 
 
+class Structure:
+    """The structure of a pytree as a static value that can be compared, hashed, copied and pickled.
+
+    JAX's own ``PyTreeDef`` can be neither copied nor pickled where it holds modules.
+    """
+
+    def __init__(self, tree: Any):
+        self.tree = jax.tree.map(lambda _: 0, tree)
+
+    def unflatten(self, leaves: list[Any]) -> Any:
+        """Return the tree with these leaves."""
+        return jax.tree.unflatten(jax.tree.structure(self.tree), leaves)
+
+    def __eq__(self, other):
+        return isinstance(other, Structure) and jax.tree.structure(self.tree) == jax.tree.structure(
+            other.tree
+        )
+
+    def __hash__(self):
+        return hash(jax.tree.structure(self.tree))
+
+
 class Family(eqx.Module):
     r"""All maps that a scalar bijector becomes when its P parameters are set from outside.
 
-    This is what a conditioner steers. Parameters in ``paramax.NonTrainable`` stay as they are.
+    This is what a conditioner steers: its output is added to the parameters of the bijector as given.
+    Parameters in ``paramax.NonTrainable`` stay as they are.
+
+    With limits, far outputs are bounded smoothly, so that no output, however extreme, makes the map steeper
+    than :math:`e^{b}`, flatter than :math:`e^{-b}`, or shifts by more than a few t. Up to three quarters of a
+    limit the output stays exactly as it is. The limits hold for the bijectors of this package and for
+    flowjax's ``Affine``, ``Loc`` and ``Scale``; the parameters of other bijectors are not limited.
 
     Args:
         bijector: Any unconditional scalar bijection, shape ().
+        max_log_scale: b, positive. Default: no limits.
+        max_shift: t, positive, in units of the data.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If ``bijector`` is not an unconditional scalar bijection.
 
     Example:
         >>> import gauss_flows as gf, jax.numpy as jnp
@@ -50,20 +82,32 @@ class Family(eqx.Module):
     # In pieces, which no optimiser and no unwrapping touches before the bijector is rebuilt.
     _theta: Any  # Float[Array, " P"], in NonTrainable
     _rest: list[Any]
-    _rebuild: tuple[Any, ...] = eqx.field(static=True)
+    _parameters: Structure = eqx.field(static=True)
+    _shapes: tuple[Shape, ...] = eqx.field(static=True)
+    _others: Structure = eqx.field(static=True)
+    _limits: tuple[tuple[float, float], ...] | None = eqx.field(static=True)
 
-    def __init__(self, bijector: AbstractBijection):
+    def __init__(
+        self,
+        bijector: AbstractBijection,
+        *,
+        max_log_scale: float | None = None,
+        max_shift: float = 1e6,
+    ):
         kind = type(bijector).__name__
         expect(isinstance(bijector, AbstractBijection), "bijector", "be a flowjax bijection", kind)
         expect(bijector.shape == (), "bijector", "be scalar, of shape ()", bijector.shape)
         expect(bijector.cond_shape is None, "bijector", "be unconditional", bijector.cond_shape)
         in_force = lambda a: jnp.asarray(a, float) if eqx.is_inexact_array(a) else a
         theta, rest = split_parameters(jax.tree.map(in_force, bijector))  # whatever precision it came in
-        parts, parameters = jax.tree.flatten(theta)
+        parts = jax.tree.leaves(theta)
         self._theta = NonTrainable(ravel_pytree(theta)[0])
-        leaves, structure = jax.tree.flatten(rest)
-        self._rest = [NonTrainable(a) if eqx.is_array(a) else a for a in leaves]
-        self._rebuild = (parameters, tuple(jnp.shape(part) for part in parts), structure)
+        self._rest = [NonTrainable(a) if eqx.is_array(a) else a for a in jax.tree.leaves(rest)]
+        self._parameters, self._others = Structure(theta), Structure(rest)
+        self._shapes = tuple(jnp.shape(part) for part in parts)
+        self._limits = None
+        if max_log_scale is not None:
+            self._limits = _limits_in_order(bijector, theta, max_log_scale, max_shift)
 
     @property
     def size(self) -> int:
@@ -72,6 +116,9 @@ class Family(eqx.Module):
 
     def theta(self, out: Float[Array, "B P"]) -> Float[Array, "B P"]:
         """Parameters from a network's output: for zeros, those of the bijector as given."""
+        if self._limits is not None:
+            low, high = np.array(self._limits).T
+            out = soft_limit(out, jnp.asarray(low, out.dtype), jnp.asarray(high, out.dtype))
         return out + unwrap(self._theta)[None, :]
 
     def flatten(self, bijector: AbstractBijection) -> Float[Array, " P"]:
@@ -80,11 +127,10 @@ class Family(eqx.Module):
 
     def __call__(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """The bijector with parameters ``theta``."""
-        parameters, shapes, structure = self._rebuild
-        ends = np.cumsum([math.prod(shape) for shape in shapes])
-        parts = [part.reshape(s) for part, s in zip(jnp.split(theta, ends[:-1]), shapes, strict=True)]
-        rest = jax.tree.unflatten(structure, unwrap(self._rest))
-        return eqx.combine(jax.tree.unflatten(parameters, parts), rest)  # in theta's own precision
+        ends = np.cumsum([math.prod(shape) for shape in self._shapes])
+        pieces = zip(jnp.split(theta, ends[:-1]), self._shapes, strict=True)
+        parameters = self._parameters.unflatten([part.reshape(shape) for part, shape in pieces])
+        return eqx.combine(parameters, self._others.unflatten(unwrap(self._rest)))  # in theta's own precision
 
     def apply(
         self, method: str, theta: Float[Array, "B P"], x: Float[Array, " B"]
@@ -93,9 +139,121 @@ class Family(eqx.Module):
         return jax.vmap(lambda p, v: getattr(self(p), method)(v))(theta, x)
 
 
+def as_family(bijector: AbstractBijection | Family) -> Family:
+    """Return the family of a bijector, or the family itself if it is one already."""
+    return bijector if isinstance(bijector, Family) else Family(bijector)
+
+
+_UNLIMITED = 1e30  # in place of infinity, whose differences are NaN
+
+
+def _limits_in_order(bijector, theta, max_log_scale, max_shift):
+    """The lower and upper limit of each parameter, in the order of ``Family.theta``."""
+    if isinstance(bijector, Affine | fb.Affine | fb.Loc | fb.Scale):
+        named = {"loc": (-max_shift, max_shift), "scale": (-max_log_scale, math.exp(max_log_scale))}
+        if isinstance(bijector, Affine) and bijector.scale.link == "exp":
+            named["scale"] = (-max_log_scale, max_log_scale)
+    else:
+        named = getattr(bijector, "limits", lambda *_: {})(max_log_scale, max_shift)
+    limits = []
+    for path, part in jax.tree_util.tree_flatten_with_path(theta)[0]:
+        ends = named.get(path[0].name, (-_UNLIMITED, _UNLIMITED))
+        low, high = (np.broadcast_to(end, part.shape).ravel() for end in ends)
+        limits += list(zip(low.tolist(), high.tolist(), strict=True))
+    return tuple(limits)
+
+
+def soft_limit(value: Array, low: Array, high: Array) -> Array:
+    """Bound a number smoothly between ``low`` < 0 < ``high``.
+
+    Up to three quarters of a limit it stays exactly as it is. Beyond, the rest of the way is a tanh, so that
+    the value and its first two derivatives are continuous.
+    """
+    inner_low, inner_high = 0.75 * low, 0.75 * high
+    kept = jnp.where(value > inner_high, inner_high, jnp.where(value < inner_low, inner_low, value))
+    room = 0.25 * jnp.where(value > 0, high, -low)
+    return kept + room * jnp.tanh((value - kept) / room)
+
+
 def soft_clip(raw: Array, bound: float) -> Array:
     r"""Bound a parameter smoothly on both sides, :math:`b \tanh(r / b)`, with slope 1 at zero."""
     return bound * jnp.tanh(raw / bound)
+
+
+class PositiveScale(eqx.Module):
+    r"""A positive number s from a free one r, with its logarithm right where s itself underflows.
+
+    .. math:: s = \mathrm{softplus}(r) \quad\text{or}\quad s = e^{r} \quad\text{or}\quad
+              s = e^{b \tanh(r / b)}.
+
+    Attributes:
+        args: The free parameter r, in a tuple.
+        link: "softplus" or "exp".
+        bound: b, infinity for none; of the exponential alone.
+    """
+
+    args: tuple[Array]
+    link: Literal["softplus", "exp"] = eqx.field(static=True)
+    bound: float = eqx.field(static=True)
+
+    @property
+    def value(self) -> Array:
+        """The scale s."""
+        return jax.nn.softplus(self.args[0]) if self.link == "softplus" else jnp.exp(self.log)
+
+    @property
+    def log(self) -> Array:
+        """The logarithm of s."""
+        (raw,) = self.args
+        if self.link == "exp":
+            return raw if math.isinf(self.bound) else soft_clip(raw, self.bound)
+        # Far below zero softplus(r) is exp(r) (1 - exp(r) / 2), whose logarithm does not underflow.
+        far = raw < -20
+        near = jnp.log(jax.nn.softplus(jnp.where(far, 0, raw)))
+        return jnp.where(far, raw - 0.5 * jnp.exp(jnp.where(far, raw, 0)), near)
+
+
+class Affine(Bijection):
+    r"""The affine map :math:`T(x) = s x + t` of each element, with s > 0.
+
+    The scale is the softplus of a free parameter r. The log-determinant is computed from r, so it is right
+    also where s is too small for a floating-point number: :math:`\log\mathrm{softplus}(r) \approx r`.
+
+    Args:
+        loc: The shift t; it and ``scale`` broadcast to the event's shape.
+        scale: The scale s, positive.
+
+    Raises:
+        ValueError: If an argument is not finite, or ``scale`` is not positive.
+
+    Source:
+        Dinh et al., "Density estimation using Real NVP" (ICLR 2017), with a softplus for the exponential.
+
+    Example:
+        >>> import gauss_flows as gf
+        >>> float(gf.Affine(1.0, 2.0).transform(3.0))
+        7.0
+    """
+
+    shape: Shape = eqx.field(static=True)
+    cond_shape: ClassVar[None] = None  # type: ignore[misc]
+    loc: Float[Array, "*shape"]
+    scale: PositiveScale
+
+    def __init__(self, loc: ArrayLike = 0, scale: ArrayLike = 1):
+        loc, scale = jnp.broadcast_arrays(jnp.asarray(loc, float), jnp.asarray(scale, float))
+        for name, value, good in (("loc", loc, jnp.isfinite(loc)), ("scale", scale, scale > 0)):
+            if not isinstance(value, jax.core.Tracer) and not bool((good & jnp.isfinite(value)).all()):
+                kind = "finite" if name == "loc" else "positive and finite"
+                raise ValueError(f"`{name}` must be {kind}; it is {value}.")
+        self.loc, self.shape = loc, scale.shape
+        self.scale = PositiveScale((inv_softplus(scale),), "softplus", math.inf)
+
+    def transform_and_log_det(self, x, condition=None):
+        return x * self.scale.value + self.loc, self.scale.log.sum()
+
+    def inverse_and_log_det(self, y, condition=None):
+        return (y - self.loc) / self.scale.value, -self.scale.log.sum()
 
 
 def exp_affine(log_scale_bound: float = math.inf) -> Affine:
@@ -117,14 +275,8 @@ def exp_affine(log_scale_bound: float = math.inf) -> Affine:
     """
     positive = isinstance(log_scale_bound, (int, float)) and log_scale_bound > 0
     expect(positive, "log_scale_bound", "be positive", repr(log_scale_bound))
-    bound = float(log_scale_bound)
-    function, options = (jnp.exp, {}) if math.isinf(bound) else (_soft_exp, {"bound": bound})
-    scale: Any = Parameterize(function, jnp.zeros(()), **options)
+    scale = PositiveScale((jnp.zeros(()),), "exp", float(log_scale_bound))
     return eqx.tree_at(lambda a: a.scale, Affine(), scale)
-
-
-def _soft_exp(raw: Array, bound: float) -> Array:
-    return jnp.exp(soft_clip(raw, bound))
 
 
 class _Mixture(Bijection):
@@ -176,6 +328,20 @@ class _Mixture(Bijection):
         raw = bound * jnp.arctanh(jnp.clip(jnp.log(scales) / bound, -0.999, 0.999))
         where = lambda b: (b.logits, b.means, b.log_scales.args[0])
         return eqx.tree_at(where, self, (log_weights, means, raw))
+
+    def limits(self, max_log_scale: float, max_shift: float) -> dict[str, Any]:
+        """The limits of what is added to each parameter, for :class:`Family`.
+
+        The first component alone keeps its scale from vanishing: it is then wide enough for both tails, and
+        the others may be as narrow as the data ask for.
+        """
+        bound = self.log_scales.kwargs["bound"]
+        free = max_log_scale >= 0.99 * bound
+        high = _UNLIMITED if free else bound * math.atanh(max_log_scale / bound)
+        low = np.full(self.logits.shape, -_UNLIMITED)
+        low[0] = -high
+        shift = (-max_shift, max_shift)
+        return {"logits": shift, "means": shift, "log_scales": (low, high)}
 
     @staticmethod
     @abstractmethod
@@ -329,20 +495,20 @@ class DeepSigmoid(_Mixture):
         super().__init__(n_components, log_scale_bound, quantile, math.pi**2 / 3, **components)
 
     def transform_and_log_det(self, x, condition=None):
-        y, slope = self._value_and_slope(x)
-        return y, jnp.log(slope)
+        return self._value_and_log_slope(x)
 
     def inverse_and_log_det(self, y, condition=None):
         x = implicit_root(self.transform, y, lambda: self._solve(y)[0])
-        return x, -jnp.log(self._value_and_slope(x)[1])
+        return x, -self._value_and_log_slope(x)[1]
 
-    def _value_and_slope(self, x):
-        rates = jnp.exp(-self.log_scales)
-        t = (x - self.means) * rates
+    def _value_and_log_slope(self, x):
+        t = (x - self.means) * jnp.exp(-self.log_scales)
         lower = self.logits + jax.nn.log_sigmoid(t)
         upper = self.logits + jax.nn.log_sigmoid(-t)
-        shares = jax.nn.softmax(lower) * jax.nn.sigmoid(-t) + jax.nn.softmax(upper) * jax.nn.sigmoid(t)
-        return logsumexp(lower) - logsumexp(upper), jnp.sum(rates * shares)
+        below, above = logsumexp(lower), logsumexp(upper)
+        # Logarithms throughout: between two distant components the slope itself underflows.
+        terms = jnp.logaddexp(lower - below + jax.nn.log_sigmoid(-t), upper - above + jax.nn.log_sigmoid(t))
+        return below - above, logsumexp(terms - self.log_scales)
 
     @staticmethod
     def _equation(x, y, log_weights, means, scales):

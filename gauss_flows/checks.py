@@ -15,7 +15,7 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, ArrayLike
 
-from gauss_flows.base import Shape, expect, run_jitted
+from gauss_flows.base import Shape, compiled, expect
 
 _JACOBIAN_ENTRIES = 2_000_000  # Jacobians are formed at as many points as this allows
 
@@ -195,7 +195,7 @@ def check_bijection(
         cs = _batch("condition", condition, bijection.cond_shape, n)
 
     m = max(1, min(n, _JACOBIAN_ENTRIES // size**2))
-    found = {name: np.asarray(a) for name, a in run_jitted(_measure, bijection, xs, cs, m).items()}
+    found = {name: np.asarray(a) for name, a in compiled(_measure, bijection, xs, cs, m).items()}
 
     base = 100 * float(jnp.finfo(xs.dtype).eps)
     lines, worst = [], None

@@ -109,7 +109,7 @@ class _ResNet(eqx.Module):
     first: eqx.nn.Linear
     blocks: list[tuple[eqx.nn.Linear, eqx.nn.Linear]]
     last: eqx.nn.Linear
-    activation: Callable = eqx.field(static=True)
+    activation: Callable
 
     def __call__(self, x):
         h = self.first(x)
@@ -267,7 +267,7 @@ class MaskedMLP(eqx.Module):
 
     layers: list[eqx.nn.Linear]
     degrees: tuple[tuple[int, ...], ...] = eqx.field(static=True)
-    activation: Callable = eqx.field(static=True)
+    activation: Callable
 
     def __init__(
         self,

@@ -12,7 +12,15 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gauss_flows import conditioners, masks
 from gauss_flows.base import Bijection, Shape, expect_shape, expect_whole
-from gauss_flows.bijectors import Affine, DeepSigmoid, Family, MixtureGaussianCDF, RQSpline, exp_affine
+from gauss_flows.bijectors import (
+    Affine,
+    DeepSigmoid,
+    Family,
+    MixtureGaussianCDF,
+    RQSpline,
+    as_family,
+    exp_affine,
+)
 
 
 class Coupling(Bijection):
@@ -29,8 +37,9 @@ class Coupling(Bijection):
     Args:
         key: Random key for the conditioner.
         shape: The event's shape, of any rank, at least two elements.
-        bijector: Any unconditional scalar bijection, shape (); each active coordinate gets a copy
-            with parameters of its own. Parameters in ``paramax.NonTrainable`` stay as they are.
+        bijector: Any unconditional scalar bijection, shape (), or a
+            :class:`~gauss_flows.bijectors.Family`; each active coordinate gets a copy with parameters of its
+            own. Parameters in ``paramax.NonTrainable`` stay as they are.
         mask: Boolean array of the event's shape, True = passive, False = active. Default: the
             first half, in C order, is passive.
         conditioner: Factory ``(in_size, out_size, *, key) -> callable``; the callable maps the
@@ -72,7 +81,7 @@ class Coupling(Bijection):
         nn_depth: int = 2,
     ):
         self.shape = expect_shape(shape)
-        self._family = Family(bijector)
+        self._family = as_family(bijector)
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
 
         flat_mask = masks.as_mask(mask, self.shape).ravel()

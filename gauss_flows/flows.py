@@ -6,13 +6,12 @@ import equinox as eqx
 import jax
 import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert
-from flowjax.distributions import Transformed
 from jaxtyping import PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Scan, expect, expect_whole, stack, standard_normal
-from gauss_flows.bijectors import RQSpline
+from gauss_flows.base import Scan, Transformed, expect, expect_whole, stack, standard_normal
+from gauss_flows.bijectors import Family, RQSpline
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation, LULinear
@@ -41,7 +40,7 @@ def coupling_flow(
 
     Args:
         key: Random key.
-        dim: D, at least 2.
+        dim: D, at least 1.
         layers: Number of coupling layers.
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
         mixing: "lu" (a flip of the coordinates' order, then a trained linear map that starts as the
@@ -69,8 +68,18 @@ def coupling_flow(
     """
     expect(mixing in _MIXINGS, "mixing", f"be one of {_MIXINGS}", repr(mixing))
     network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
-    options = {"bijector": RQSpline() if bijector is None else bijector, "mixing": mixing, "actnorm": actnorm}
+    options = {"bijector": _limited(bijector, layers), "mixing": mixing, "actnorm": actnorm}
     return _flow(key, dim, layers, _coupling_layer, **network, **options)
+
+
+def _limited(bijector, layers):
+    """The bijectors' family with limits such that no weights of the networks make the stack overflow.
+
+    A standard normal log-density is finite in single precision up to |z| = 1.8e19. From |x| = 1e6 that
+    leaves a factor of e^30 for all layers together, of which e^6 is left to the linear maps between them.
+    """
+    layers = expect_whole("layers", layers, 1)
+    return Family(RQSpline() if bijector is None else bijector, max_log_scale=24 / layers)
 
 
 def _flow(key, dim, layers, layer, **options):
@@ -89,7 +98,9 @@ def _coupling_layer(key, *, shape, mixing, actnorm, conditioner, nn_width, nn_de
     else:
         flip = Flip(shape)  # type: ignore[call-arg]
         parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]
-    return Chain([*parts, Coupling(key, shape=shape, conditioner=conditioner, **options)])
+    # A single coordinate has nothing but the condition to depend on.
+    kind = Coupling if shape != (1,) else MaskedAutoregressive
+    return Chain([*parts, kind(key, shape=shape, conditioner=conditioner, **options)])
 
 
 def maf(
@@ -112,7 +123,7 @@ def maf(
 
     Args:
         key: Random key.
-        dim: D, at least 2.
+        dim: D, at least 1.
         layers: Number of autoregressive layers.
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
         passes: Ranks of each layer, 2 (couplings) to D. Default: D.
@@ -138,7 +149,7 @@ def maf(
         (4,)
     """
     network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
-    options = {"bijector": RQSpline() if bijector is None else bijector, "passes": passes, "inverse": inverse}
+    options = {"bijector": _limited(bijector, layers), "passes": passes, "inverse": inverse}
     return _flow(key, dim, layers, _autoregressive_layer, **network, **options)
 
 
@@ -157,7 +168,7 @@ def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
 
     Args:
         key: Random key.
-        dim: D, at least 2.
+        dim: D, at least 1.
         **options: As for :func:`maf`.
 
     Returns:
@@ -200,7 +211,7 @@ def residual_flow(
 
     Args:
         key: Random key.
-        dim: D, at least 2.
+        dim: D, at least 1.
         layers: Number of blocks.
         lipschitz: L, as for :class:`~gauss_flows.Residual`.
         cond_dim: Size of an external condition. Default: none.

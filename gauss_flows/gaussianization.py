@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from flowjax.bijections import AbstractBijection, Chain, Invert
-from flowjax.distributions import Transformed
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm1D, standardize, walk
@@ -18,6 +17,7 @@ from gauss_flows.base import (
     Bijection,
     Scan,
     Shape,
+    Transformed,
     expect,
     expect_data,
     expect_rows,

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from paramax import Parameterize, unwrap
 
-from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole
+from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole, varying_like
 
 _LOG_DETS = ("exact", "hutchinson", "roulette")
 _INVERSES = ("newton", "banach")
@@ -181,7 +181,7 @@ def log_det_estimate(
     terms = expect_whole("terms", terms, 1 if keep is None else 0)
     expect(keep is None or 0 < keep < 1, "keep", "lie between 0 and 1", keep)
     sign_key, count_key = jr.split(key)
-    v = jr.rademacher(sign_key, x.shape, x.dtype)
+    v = varying_like(jr.rademacher(sign_key, x.shape, x.dtype), x, condition, network)
     last = jnp.asarray(terms, x.dtype)
     if keep is not None:
         uniform = jr.uniform(count_key, (), x.dtype, minval=jnp.finfo(x.dtype).tiny)
@@ -200,7 +200,7 @@ def log_det_estimate(
         return k, u, weight, value - weight / k * jnp.vdot(u, v), neumann + weight * u
 
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
-    start = (zero, v, one, zero, v)
+    start = (zero, v, one, varying_like(zero, v), v)
     _, _, _, value, neumann = lax.while_loop(lambda state: state[0] < last, term, start)
     # A number that is 0 and whose gradient is the second series.
     _, push = jax.jvp(lambda x: network(x, condition), (x,), (v,))

@@ -18,7 +18,7 @@ from flowjax.distributions import AbstractDistribution
 from jax.scipy.special import i0e, logsumexp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from gauss_flows.base import Shape, expect, expect_whole, run_jitted
+from gauss_flows.base import Shape, compiled, expect, expect_whole
 from gauss_flows.information import Estimate
 from gauss_flows.numerics import LOG_SQRT_2PI
 
@@ -400,7 +400,7 @@ def kl_divergence(
     for name, distribution in (("target", target), ("flow", flow)):
         expect(distribution.cond_shape is None, name, "be unconditional", distribution.cond_shape)
     expect(flow.shape == target.shape, "flow", f"have shape {target.shape}, the target's", flow.shape)
-    ratios = np.asarray(run_jitted(_log_ratios, target, flow, jr.split(key, n)), dtype=float)
+    ratios = np.asarray(compiled(_log_ratios, target, flow, jr.split(key, n)), dtype=float)
     finite = bool(np.isfinite(ratios).all())
     return Estimate(float(ratios.mean()), float(ratios.std(ddof=1) / n**0.5) if finite else float("inf"))
 

@@ -49,8 +49,8 @@ def save(path: str | os.PathLike, flow: Any) -> None:
     are not arrays, such as the interval of a spline. It holds no code: :func:`load` takes the
     structure from a flow built by the same code, and compares.
 
-    Arrays may have any type that JAX has, ``bfloat16`` and random keys included. Arrays of NumPy are
-    saved too.
+    Arrays may have any type that JAX has, ``bfloat16`` and random keys included. Arrays and scalars of
+    NumPy are saved too; numbers of Python are settings.
 
     Args:
         path: Where to write. An existing file is replaced.
@@ -179,14 +179,16 @@ def _read(path: Any, like: Any) -> tuple[Any, dict[str, Any], "_Structure | None
         differences = list(_differences("", header["structure"], ours))
     of_kind = lambda kind: [d for d in differences if d[0] == kind]
     _refuse(of_kind("class") + of_kind("size"))
-    is_array = _is_array if header["version"] > 1 else eqx.is_array
     leaves = _leaves(like)
     theirs = {name: _stored_kind(array, header["keys"].get(name)) for name, array in stored.items()}
-    _compare_arrays(theirs, {name: _kind(leaf) for name, leaf in leaves if is_array(leaf)})
+    use = {name for name, leaf in leaves if _is_array(leaf)}
+    if header["version"] == 1:  # whether NumPy's arrays are in it depends on the version of equinox
+        use -= {name for name, leaf in leaves if not isinstance(leaf, jax.Array) and name not in theirs}
+    _compare_arrays(theirs, {name: _kind(leaf) for name, leaf in leaves if name in use})
     _refuse(of_kind("value"))
     _compare_fields(of_kind("field"))
     with jax.enable_x64(True):  # or arrays of double precision would be rounded without a word
-        new = [_from_numpy(stored[name], leaf) if is_array(leaf) else leaf for name, leaf in leaves]
+        new = [_from_numpy(stored[name], leaf) if name in use else leaf for name, leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(like), new), header, structure
 
 
@@ -228,7 +230,7 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray))
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))  # what equinox takes for one
 
 
 def _is_key(leaf: Any) -> bool:
@@ -258,8 +260,8 @@ def _as_numpy(name: str, leaf: Any, header: dict[str, Any]) -> np.ndarray:
 
 
 def _from_numpy(array: np.ndarray, leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return array
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return array[()] if isinstance(leaf, np.generic) else array
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     return jnp.asarray(array)

@@ -526,7 +526,8 @@ def _refuse(differences: list[tuple[str, str, Any, Any]]) -> None:
     if differences:
         _, path, theirs, ours = differences[0]
         setting = f"setting {path} = " if path else "type "
-        more = f" {len(differences) - 1} more settings differ." if len(differences) > 1 else ""
+        count = len(differences) - 1
+        more = f" {count} more setting{' differs' if count == 1 else 's differ'}." if count else ""
         raise ValueError(f"`like` must have the file's {setting}{_show(theirs)}; it has {_show(ours)}.{more}")
 
 

@@ -423,7 +423,7 @@ class Opaque:
         (jax.grad(jax.nn.softplus), r":softplus, decorated"),
         (Opaque(), r"an instance of test_io:Opaque"),
     ],
-    ids=str,
+    ids=["lambda", "jitted", "filter-jitted", "partial", "local", "cyclic", "vmap", "grad", "instance"],
 )
 def test_what_has_no_name_is_warned_about_once(value, named, path):
     tree = {"a": Held(value), "b": Held(value)}

@@ -39,18 +39,20 @@ class Structure:
 
     def __init__(self, tree: Any):
         self.tree = jax.tree.map(lambda _: 0, tree)
+        self._definition: Any = jax.tree.structure(self.tree)
+
+    def __reduce__(self):
+        return Structure, (self.tree,)
 
     def unflatten(self, leaves: list[Any]) -> Any:
         """Return the tree with these leaves."""
-        return jax.tree.unflatten(jax.tree.structure(self.tree), leaves)
+        return jax.tree.unflatten(self._definition, leaves)
 
     def __eq__(self, other):
-        return isinstance(other, Structure) and jax.tree.structure(self.tree) == jax.tree.structure(
-            other.tree
-        )
+        return isinstance(other, Structure) and self._definition == other._definition
 
     def __hash__(self):
-        return hash(jax.tree.structure(self.tree))
+        return hash(self._definition)
 
 
 class Family(eqx.Module):
@@ -117,8 +119,8 @@ class Family(eqx.Module):
     def theta(self, out: Float[Array, "B P"]) -> Float[Array, "B P"]:
         """Parameters from a network's output: for zeros, those of the bijector as given."""
         if self._limits is not None:
-            low, high = np.array(self._limits).T
-            out = soft_limit(out, jnp.asarray(low, out.dtype), jnp.asarray(high, out.dtype))
+            low, high = (jnp.asarray(end, out.dtype)[None, :] for end in np.array(self._limits).T)
+            out = soft_limit(out, low, high)
         return out + unwrap(self._theta)[None, :]
 
     def flatten(self, bijector: AbstractBijection) -> Float[Array, " P"]:
@@ -160,7 +162,7 @@ def _limits_in_order(bijector, theta, max_log_scale, max_shift):
         ends = named.get(path[0].name, (-_UNLIMITED, _UNLIMITED))
         low, high = (np.broadcast_to(end, part.shape).ravel() for end in ends)
         limits += list(zip(low.tolist(), high.tolist(), strict=True))
-    return tuple(limits)
+    return tuple(limits) if any(limit != (-_UNLIMITED, _UNLIMITED) for limit in limits) else None
 
 
 def soft_limit(value: Array, low: Array, high: Array) -> Array:

@@ -86,7 +86,7 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
 
 
 def _set_actnorm(layer, x, condition, forward):
-    return standardize(layer, x, forward=forward)
+    return standardize(layer, x, forward=forward), True
 
 
 def standardize(layer: ActNorm1D, x: Float[Array, "n *shape"], *, forward: bool = True) -> ActNorm1D:
@@ -105,14 +105,21 @@ def standardize(layer: ActNorm1D, x: Float[Array, "n *shape"], *, forward: bool 
 
 
 class _Rows(NamedTuple):
-    """What passes through a flow: the events, their conditions, and which rows first became non-finite."""
+    """What passes through a flow: events, conditions, which rows were lost first, whether all layers fit."""
 
     x: Array
     condition: Array | None
     lost: Array
+    fit: Array
+
+    @classmethod
+    def start(cls, x: Array, condition: Array | None) -> "_Rows":
+        return cls(x, condition, jnp.zeros(len(x), bool), jnp.array(True))
 
 
-def set_layers(flow: Any, x: Array, condition: Array | None, change: Callable, kinds: tuple[type, ...]) -> Any:
+def set_layers(
+    flow: Any, x: Array, condition: Array | None, change: Callable, kinds: tuple[type, ...]
+) -> Any:
     """Return the flow with its layers of some kinds set from the data that reaches them.
 
     Args:
@@ -127,10 +134,17 @@ def set_layers(flow: Any, x: Array, condition: Array | None, change: Callable, k
     """
     # A NumPy array in a layer is meant as a constant, which a compiled program would take for an argument.
     constant = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(flow))
-    new, lost = (_walk_all if constant else _walk_compiled)(flow, x, condition, change, kinds)
-    if isinstance(lost, jax.core.Tracer) or not lost.any():
+    new, rows = (_walk_all if constant else _walk_compiled)(flow, x, condition, change, kinds)
+    if isinstance(rows.lost, jax.core.Tracer):  # the flow is one of many under `vmap`
         return new
-    rows = np.flatnonzero(lost)
+    if not rows.fit:
+        raise ValueError(
+            "`x` must reach each layer with standard deviations within the bounds of its bijectors' scales; "
+            "standardize the data, or put an ActNorm1D before the layer"
+        )
+    if not rows.lost.any():
+        return new
+    rows = np.flatnonzero(rows.lost)
     raise ValueError(
         f"`x` must have a finite image under the flow; {len(rows)} of {len(x)} rows have none, the first of "
         f"them row {rows[0]}. They lie outside the support of the flow, or too far out"
@@ -138,8 +152,7 @@ def set_layers(flow: Any, x: Array, condition: Array | None, change: Callable, k
 
 
 def _walk_all(flow, x, condition, change, kinds):
-    new, rows = _walk(flow, _Rows(x, condition, jnp.zeros(len(x), bool)), change, kinds, True)
-    return new, rows.lost
+    return _walk(flow, _Rows.start(x, condition), change, kinds, True)
 
 
 _walk_compiled = eqx.filter_jit(_walk_all)
@@ -159,13 +172,15 @@ def walk(
     The pass enters distributions and their base distributions; flowjax's ``Chain``, ``Scan``, ``Invert``,
     ``Concatenate``, ``Stack``, ``Reshape``, ``Indexed``, ``EmbedCondition``, ``Vmap`` (whose parameters are
     all mapped, or all shared), ``Sandwich`` and, in its direction ``transform``, ``NumericalInverse``; and
-    paramax's ``NonTrainable``, inside which arrays stay wrapped. What holds no such layer is applied as it is.
+    paramax's ``NonTrainable``, inside which arrays stay wrapped. What holds no such layer is applied as it
+    is.
 
     Args:
         flow: A distribution, or any flowjax bijection.
         x: Data, one row an event.
         condition: One row a row of x, or none.
-        change: ``(layer, x, condition, forward) -> layer``, of the same structure; x is what reaches it.
+        change: ``(layer, x, condition, forward) -> (layer, fits)``, a layer of the same structure, and
+            whether it could be fitted to x, which is what reaches it.
         kinds: The types of the layers.
         forward: Whether the data goes through ``transform``.
 
@@ -175,7 +190,7 @@ def walk(
     Raises:
         ValueError: If a layer is inside a container that the pass cannot enter.
     """
-    new, rows = _walk(flow, _Rows(x, condition, jnp.zeros(len(x), bool)), change, kinds, forward)
+    new, rows = _walk(flow, _Rows.start(x, condition), change, kinds, forward)
     return new, rows.x
 
 
@@ -183,8 +198,8 @@ def _walk(part, rows, change, kinds, forward):
     """As :func:`walk`, for a batch of rows."""
     go = lambda inner, rows, forward: _walk(inner, rows, change, kinds, forward)
     if isinstance(part, kinds):
-        part = _change_unwrapped(part, rows, change, forward)
-        return part, _apply(part, rows, forward)
+        part, fits = _change_unwrapped(part, rows, change, forward)
+        return part, _apply(part, rows._replace(fit=rows.fit & fits), forward)
     if not holds(part, kinds):
         return part, rows if isinstance(part, AbstractDistribution) else _apply(part, rows, forward)
     for container, enter in _CONTAINERS:
@@ -209,8 +224,9 @@ def _change_unwrapped(part, rows, change, forward):
     """The changed layer, in which what was marked as not trainable is so still."""
     frozen = lambda node: isinstance(node, NonTrainable)
     plain = jax.tree.map(lambda node: node.tree if frozen(node) else node, part, is_leaf=frozen)
-    new = change(plain, rows.x, rows.condition, forward)
-    return jax.tree.map(lambda old, new: NonTrainable(new) if frozen(old) else new, part, new, is_leaf=frozen)
+    new, fits = change(plain, rows.x, rows.condition, forward)
+    wrap = lambda old, new: NonTrainable(new) if frozen(old) else new
+    return jax.tree.map(wrap, part, new, is_leaf=frozen), fits
 
 
 def _apply(bijection, rows, forward):
@@ -255,36 +271,37 @@ def _scan(part, rows, forward, go):
     arrays, static = eqx.partition(part.bijection, eqx.is_array)
 
     def step(carry, arrays):
-        layer, new = go(eqx.combine(arrays, static), rows._replace(x=carry[0], lost=carry[1]), forward)
-        return (new.x.astype(carry[0].dtype), new.lost), eqx.filter(layer, eqx.is_array)
+        x, lost, fit = carry
+        layer, new = go(eqx.combine(arrays, static), rows._replace(x=x, lost=lost, fit=fit), forward)
+        return (new.x.astype(x.dtype), new.lost, new.fit), eqx.filter(layer, eqx.is_array)
 
-    (x, lost), arrays = jax.lax.scan(step, (rows.x, rows.lost), arrays, reverse=not forward)
-    return _with(part, bijection=eqx.combine(arrays, static)), rows._replace(x=x, lost=lost)
+    (x, lost, fit), arrays = jax.lax.scan(step, (rows.x, rows.lost, rows.fit), arrays, reverse=not forward)
+    return _with(part, bijection=eqx.combine(arrays, static)), rows._replace(x=x, lost=lost, fit=fit)
 
 
-def _side_by_side(part, pieces, rows, forward, go):
-    """The bijections' new versions, what leaves each, and which rows were lost in any."""
+def _side_by_side(part, pieces, join, rows, forward, go):
+    """Bijections that act on pieces of the event."""
     found = [
         go(inner, rows._replace(x=piece), forward)
         for inner, piece in zip(part.bijections, pieces, strict=True)
     ]
-    lost = functools.reduce(jnp.logical_or, [new.lost for _, new in found])
-    kind = type(part.bijections)
-    return _with(part, bijections=kind([inner for inner, _ in found])), [new.x for _, new in found], lost
+    inner, outs = zip(*found, strict=True)
+    lost = functools.reduce(jnp.logical_or, [out.lost for out in outs])
+    fit = functools.reduce(jnp.logical_and, [out.fit for out in outs])
+    rows = rows._replace(x=join([out.x for out in outs]), lost=lost, fit=fit)
+    return _with(part, bijections=type(part.bijections)(inner)), rows
 
 
 def _concatenate(part, rows, forward, go):
     axis = part.axis % len(part.shape) + 1
     pieces = jnp.split(rows.x, list(part.split_idxs), axis=axis)
-    part, pieces, lost = _side_by_side(part, pieces, rows, forward, go)
-    return part, rows._replace(x=jnp.concatenate(pieces, axis=axis), lost=lost)
+    return _side_by_side(part, pieces, lambda xs: jnp.concatenate(xs, axis=axis), rows, forward, go)
 
 
 def _stack(part, rows, forward, go):
     axis = part.axis % len(part.shape) + 1
-    pieces = jnp.unstack(rows.x, axis=axis)
-    part, pieces, lost = _side_by_side(part, pieces, rows, forward, go)
-    return part, rows._replace(x=jnp.stack(pieces, axis=axis), lost=lost)
+    pieces = [jnp.take(rows.x, i, axis=axis) for i in range(len(part.bijections))]
+    return _side_by_side(part, pieces, lambda xs: jnp.stack(xs, axis=axis), rows, forward, go)
 
 
 def _reshape(part, rows, forward, go):
@@ -293,13 +310,14 @@ def _reshape(part, rows, forward, go):
         condition = condition.reshape(n, *inner.cond_shape)
     inside = rows._replace(x=rows.x.reshape(n, *inner.shape), condition=condition)
     bijection, inside = go(part.bijection, inside, forward)
-    return _with(part, bijection=bijection), rows._replace(x=inside.x.reshape(n, *part.shape), lost=inside.lost)
+    x = inside.x.reshape(n, *part.shape)
+    return _with(part, bijection=bijection), inside._replace(x=x, condition=rows.condition)
 
 
 def _indexed(part, rows, forward, go):
     inner, inside = go(part.bijection, rows._replace(x=jax.vmap(lambda x: x[part.idxs])(rows.x)), forward)
     x = jax.vmap(lambda x, y: x.at[part.idxs].set(y))(rows.x, inside.x)
-    return _with(part, bijection=inner), rows._replace(x=x, lost=inside.lost)
+    return _with(part, bijection=inner), inside._replace(x=x)
 
 
 def _embed_condition(part, rows, forward, go):
@@ -332,13 +350,14 @@ def _vmap(part, rows, forward, go):
         repeat = lambda a: jnp.repeat(a, k, axis=0)
         condition = rows.condition
         if condition is not None and condition_axis is not None:
-            condition = jnp.moveaxis(condition, condition_axis + 1, 1).reshape(n * k, *_inner_condition(part))
+            inner_shape = unwrap(part.bijection).cond_shape
+            condition = jnp.moveaxis(condition, condition_axis + 1, 1).reshape(n * k, *inner_shape)
         elif condition is not None:
             condition = repeat(condition)
-        inside = _Rows(rows.x.reshape(n * k, *rows.x.shape[2:]), condition, repeat(rows.lost))
+        inside = _Rows(rows.x.reshape(n * k, *rows.x.shape[2:]), condition, repeat(rows.lost), rows.fit)
         inner, inside = go(part.bijection, inside, forward)
         x, lost = inside.x.reshape(n, k, *inside.x.shape[1:]), inside.lost.reshape(n, k).any(axis=1)
-        return _with(part, bijection=inner), rows._replace(x=x, lost=lost)
+        return _with(part, bijection=inner), rows._replace(x=x, lost=lost, fit=inside.fit)
     if len(axes) > 1:
         return None
     (axis,) = axes
@@ -346,16 +365,13 @@ def _vmap(part, rows, forward, go):
 
     def one(arrays, x, condition):
         inner, new = go(eqx.combine(arrays, static), rows._replace(x=x, condition=condition), forward)
-        return eqx.filter(inner, eqx.is_array), new.x, new.lost
+        return eqx.filter(inner, eqx.is_array), new.x, new.lost, new.fit
 
     mapped = None if rows.condition is None or condition_axis is None else condition_axis + 1
-    out = jax.vmap(one, (0, 1, mapped), (0, 1, 0))(move(arrays, axis, 0), rows.x, rows.condition)
+    out = jax.vmap(one, (0, 1, mapped), (0, 1, 0, 0))(move(arrays, axis, 0), rows.x, rows.condition)
     inner = eqx.combine(move(out[0], 0, axis), static)
-    return _with(part, bijection=inner), rows._replace(x=out[1], lost=out[2].any(axis=0))
-
-
-def _inner_condition(part):
-    return unwrap(part.bijection).cond_shape
+    rows = rows._replace(x=out[1], lost=out[2].any(axis=0), fit=out[3].all())
+    return _with(part, bijection=inner), rows
 
 
 _CONTAINERS: tuple[tuple[type, Callable], ...] = (

@@ -160,8 +160,8 @@ def _cast(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
     infinite = ~np.isfinite(cast).all(axis=0)
     if infinite.any():
         raise ValueError(
-            f"`{name}` must be finite in {dtype}; {column_names(infinite)} would become infinite. Multiply by a "
-            f"constant, leave out rows in which a large number stands for a missing value{double}"
+            f"`{name}` must be finite in {dtype}; {column_names(infinite)} would become infinite. Multiply "
+            f"by a constant, leave out rows in which a large number stands for a missing value{double}"
         )
     limits = np.finfo(dtype)
     with np.errstate(over="ignore"):
@@ -179,8 +179,8 @@ def _cast(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
     lost = np.zeros(rows.shape[1:], bool) if exact else _lost(rows, cast)
     if lost.any():
         raise ValueError(
-            f"`{name}` must keep its spread in {dtype}; that of {column_names(lost)} is lost to rounding. Subtract "
-            f"an offset before the cast, multiply by a constant{double}"
+            f"`{name}` must keep its spread in {dtype}; that of {column_names(lost)} is lost to rounding. "
+            f"Subtract an offset before the cast, multiply by a constant{double}"
         )
     return cast
 
@@ -225,7 +225,7 @@ def column_names(which: np.ndarray) -> str:
     return f"{kind}s {', '.join(names[:-1])} and {names[-1]}"
 
 
-def mean_and_std(x: Any) -> tuple[Any, Any, Any]:
+def mean_and_std(x: Any, eps: float | None = None) -> tuple[Any, Any, Any]:
     """Return the mean and the standard deviation of each column, whatever its scale and offset.
 
     Deviations from the first row are divided by the largest of them before anything is squared, so that no
@@ -235,6 +235,7 @@ def mean_and_std(x: Any) -> tuple[Any, Any, Any]:
 
     Args:
         x: Rows along the first axis, a NumPy or a JAX array.
+        eps: The machine epsilon of the data's type, if that was narrower than the type of x.
 
     Returns:
         Means, standard deviations, and whether each column is constant; each of shape ``x.shape[1:]``.
@@ -245,7 +246,8 @@ def mean_and_std(x: Any) -> tuple[Any, Any, Any]:
     unit = xp.where(largest > 0, largest, 1).astype(x.dtype)
     deviations = (x - origin) / unit[None]
     mean, std = origin[0] + unit * deviations.mean(axis=0), unit * deviations.std(axis=0)
-    constant = largest <= 8 * float(jnp.finfo(x.dtype).eps) * xp.abs(x).max(axis=0)
+    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
+    constant = largest <= 8 * eps * xp.abs(x).max(axis=0)
     return mean, xp.where(constant, xp.maximum(std, 1), std).astype(x.dtype), constant
 
 

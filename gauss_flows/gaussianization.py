@@ -341,27 +341,33 @@ def warm_start(
 
 
 def _gaussianize(layer, x, condition, forward, *, rotation, em_steps):
-    """One layer, set from the data that reaches it."""
+    """One layer, set from the data that reaches it, and whether its bijectors' bounds allow that."""
     flat = x.reshape(len(x), -1)
     fits = forward or not isinstance(layer, _FITTED)
     expect(fits, "flow", "take data to latent by `transform`", "its inverse")
     if isinstance(layer, ActNorm1D):
-        return standardize(layer, x, forward=forward)
+        return standardize(layer, x, forward=forward), True
     if isinstance(layer, MarginalGaussianization):
-        return eqx.tree_at(lambda b: b.raw, layer, _offsets(layer._family, flat, em_steps))
+        raw, fits = _offsets(layer._family, flat, em_steps)
+        return eqx.tree_at(lambda b: b.raw, layer, raw.astype(layer.raw.dtype)), fits
     if isinstance(layer, (Coupling, MaskedAutoregressive)):
         active = ~layer.mask.ravel() if isinstance(layer, Coupling) else slice(None)
-        constant = _offsets(layer._family, flat[:, active], em_steps).ravel()
-        return eqx.tree_at(lambda b: b.conditioner, layer, set_constant(layer.conditioner, constant))
+        constant, fits = _offsets(layer._family, flat[:, active], em_steps)
+        network = set_constant(layer.conditioner, constant.ravel())
+        return eqx.tree_at(lambda b: b.conditioner, layer, network), fits
     if isinstance(layer, HouseholderRotation) and rotation == "pca":
         axes = principal_axes(flat)
         turn = layer.with_axes(axes)  # backward: the same reflections in the other order
-        return turn if forward else eqx.tree_at(lambda b: b.params, turn, turn.params[::-1])
-    return layer
+        turn = turn if forward else eqx.tree_at(lambda b: b.params, turn, turn.params[::-1])
+        return turn, True
+    return layer, True
 
 
 def _offsets(family, columns, em_steps):
-    """What each column's fitted mixture has more than the family's own bijector; shape (columns, P)."""
+    """What each column's fitted mixture has more than the family's own bijector, shape (columns, P).
+
+    And whether the bijector's bound on log-scales admits the widest component of every column.
+    """
     bijector = family(family.theta(jnp.zeros((1, family.size)))[0])
     fits = isinstance(bijector, MixtureGaussianCDF) and bijector.logits.size > 1
     kind = type(bijector).__name__
@@ -372,7 +378,9 @@ def _offsets(family, columns, em_steps):
         constant = mean_and_std(column)[2]
         return jnp.where(constant, 0, family.flatten(fitted) - family.flatten(bijector))
 
-    return jax.lax.map(offset, columns.T)
+    _, std, constant = mean_and_std(columns)
+    within = jnp.abs(jnp.log(std)) < bijector.log_scales.kwargs["bound"]
+    return jax.lax.map(offset, columns.T), (constant | within).all()
 
 
 def principal_axes(x: Float[Array, "n D"]) -> Float[Array, "D D"]:

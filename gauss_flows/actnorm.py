@@ -99,9 +99,8 @@ def standardize(layer: ActNorm1D, x: Float[Array, "n *shape"], *, forward: bool 
         # the rounded scale makes of x, so that the error cancels.
         scaled = x * jnp.exp(log_scale)[None]
         exact = scaled[0] + (scaled - scaled[:1]).mean(axis=0)
-        bias = -jnp.where(jnp.abs(mean) > 100 * std, exact, mean / std)
-    values = (log_scale.astype(layer.log_scale.dtype), bias.astype(layer.bias.dtype))
-    return eqx.tree_at(lambda b: (b.log_scale, b.bias), layer, values)
+        bias = -jnp.where(jnp.abs(mean) > 10 * std, exact, mean / std)
+    return eqx.tree_at(lambda b: (b.log_scale, b.bias), layer, (log_scale, bias))
 
 
 class _Rows(NamedTuple):
@@ -132,9 +131,7 @@ def set_layers(
     Raises:
         ValueError: As :func:`walk`; or if a row has no finite image.
     """
-    # A NumPy array in a layer is meant as a constant, which a compiled program would take for an argument.
-    constant = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(flow))
-    new, rows = (_walk_all if constant else _walk_compiled)(flow, x, condition, change, kinds)
+    new, rows = (_walk_compiled if _compiles(flow) else _walk_all)(flow, x, condition, change, kinds)
     if isinstance(rows.lost, jax.core.Tracer):  # the flow is one of many under `vmap`
         return new
     if not rows.fit:
@@ -151,7 +148,25 @@ def set_layers(
     )
 
 
+def _compiles(flow) -> bool:
+    """Whether a flow can be the argument of a compiled program.
+
+    What is no array must have a hash then, which a slice in ``Indexed`` has from Python 3.12 on; and a NumPy
+    array would become an argument, while a layer that keeps one may mean a constant, such as a mask.
+    """
+    arrays, rest = eqx.partition(flow, eqx.is_array)
+    leaves, structure = jax.tree.flatten(rest)
+    try:
+        hash((tuple(leaves), structure))
+    except TypeError:
+        return False
+    return not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arrays))
+
+
 def _walk_all(flow, x, condition, change, kinds):
+    # Rounding that is not magnified passes as the constant it stands for, or the next layer would magnify it.
+    _, std, constant = mean_and_std(x)
+    x = jnp.where((constant & (std == 1))[None], x[:1], x)
     return _walk(flow, _Rows.start(x, condition), change, kinds, True)
 
 

@@ -237,7 +237,7 @@ def rbig(
             "`x` must have linearly independent columns, or it has no density; the least eigenvalue of its "
             f"correlations is {smallest:.0e}. Drop a column that the others determine"
         )
-    far = ~np.isfinite(np.square(held).sum(axis=1))
+    far = ~np.isfinite(jnp.square(held).sum(axis=1))
     if far.any():
         raise ValueError(
             f"`x` must have a finite log-density in every held-out row; {int(far.sum())} of {len(held)} lie "
@@ -349,7 +349,7 @@ def _gaussianize(layer, x, condition, forward, *, rotation, em_steps):
         return standardize(layer, x, forward=forward), True
     if isinstance(layer, MarginalGaussianization):
         raw, fits = _offsets(layer._family, flat, em_steps)
-        return eqx.tree_at(lambda b: b.raw, layer, raw.astype(layer.raw.dtype)), fits
+        return eqx.tree_at(lambda b: b.raw, layer, raw), fits
     if isinstance(layer, (Coupling, MaskedAutoregressive)):
         active = ~layer.mask.ravel() if isinstance(layer, Coupling) else slice(None)
         constant, fits = _offsets(layer._family, flat[:, active], em_steps)

@@ -52,37 +52,204 @@ def expect_whole(name: str, value: Any, at_least: int) -> int:
     return int(value)
 
 
+def expect_real(name: str, value: Any) -> None:
+    """Refuse what cannot stand for real numbers without losing something; it also takes tracers.
+
+    A masked array would lose its mask, a complex one its imaginary part, a long double its extra digits.
+    Arrays of objects or of text hold no numbers that a layer could use. Booleans and integers pass.
+
+    Args:
+        name: The argument's name, as the caller wrote it.
+        value: Anything array-like.
+
+    Raises:
+        ValueError: If the value is a masked array or contains one, or has one of the types above.
+    """
+    if _is_masked(value):
+        raise ValueError(
+            f"`{name}` must not be a masked array, because its mask would be lost; leave out or fill in what "
+            "is masked, and pass a plain array"
+        )
+    try:
+        dtype = np.dtype(value.dtype)
+    except (AttributeError, TypeError):  # a list, a table, a random key, an array of another library
+        try:
+            dtype = np.asarray(value).dtype
+        except Exception as error:
+            raise ValueError(f"`{name}` must be an array of real numbers; got {_short(value)}") from error
+    if np.issubdtype(dtype, np.complexfloating):
+        raise ValueError(f"`{name}` must be real-valued; got dtype {dtype}")
+    if dtype == np.longdouble and dtype.itemsize > 8:
+        raise ValueError(f"`{name}` must be in double precision at most; got dtype {dtype}")
+    numeric = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if not numeric:
+        raise ValueError(f"`{name}` must be an array of real numbers; got dtype {dtype}")
+
+
+def _is_masked(value: Any) -> bool:
+    """Whether a value is a masked array, or a list or tuple that holds one."""
+    if isinstance(value, (list, tuple)):
+        return any(_is_masked(item) for item in value)
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def expect_concrete(name: str, value: Any, dtype: Any = None) -> np.ndarray:
     """Return a NumPy array, or say that there is none: a layer's structure is fixed when it is made."""
+    expect_real(name, value)
     try:
         return np.asarray(value, dtype)
     except Exception as error:
-        raise ValueError(f"`{name}` must be a concrete array of numbers; got {value!r}") from error
+        raise ValueError(f"`{name}` must be a concrete array of numbers; got {_short(value)}") from error
 
 
-def expect_rows(x: Any, shape: Shape, at_least: int) -> np.ndarray:
-    """Return finite floating-point data, so many rows of the shape or more, or say why it is not that."""
-    rows = np.asarray(x)
+def expect_rows(x: Any, shape: Shape, at_least: int, dtype: Any = None) -> np.ndarray:
+    r"""Return floating-point data, cast once and checked after the cast, or say why it cannot be used.
+
+    Args:
+        x: The data, one row per event.
+        shape: The event's shape.
+        at_least: The least number of rows.
+        dtype: The type to cast to. Default: JAX's floating-point type, float32 or, with x64, float64.
+
+    Returns:
+        An array of that type, of shape (n, \*shape), finite; differences between its rows are finite too.
+
+    Raises:
+        ValueError: If the data are no real floating-point array of that shape, or are not finite, or if the
+            cast would make them infinite or round away the spread of a column.
+    """
+    rows = expect_concrete("x", x)
     floating = jnp.issubdtype(rows.dtype, jnp.floating)
     expect(floating, "x", "be floating point (dequantize integer data first)", f"dtype {rows.dtype}")
     fits = rows.ndim >= 1 and rows.shape[1:] == shape and len(rows) >= at_least
     wanted = str(("n", *shape)).replace("'", "")
     expect(fits, "x", f"have shape {wanted} with n ≥ {at_least}", rows.shape)
-    bad = int((~np.isfinite(rows)).reshape(len(rows), -1).any(axis=1).sum())
-    expect(bad == 0, "x", "be finite", f"NaN or infinity in {bad} of {len(rows)} rows")
-    return rows
+    return _cast("x", rows, dtype)
 
 
 def expect_data(flow: Any, x: Any, condition: Any) -> tuple[Array, Array | None]:
-    """Return what a flow learns from, two rows or more, and a condition for each where it takes one."""
+    """Return what a flow learns from: two rows or more, and a condition for each where it takes one."""
+    known = hasattr(flow, "shape") and hasattr(flow, "cond_shape")
+    expect(known, "flow", "be a flowjax distribution or bijection", type(flow).__name__)
     rows = expect_rows(x, flow.shape, 2)
     if flow.cond_shape is None:
         expect(condition is None, "condition", "be None for an unconditional flow", np.shape(condition))
         return jnp.asarray(rows), None
-    wanted, got = (len(rows), *flow.cond_shape), None if condition is None else np.shape(condition)
-    expect(got == wanted, "condition", f"have shape {wanted}", got)
-    expect(bool(np.isfinite(np.asarray(condition)).all()), "condition", "be finite", "NaN or infinity")
-    return jnp.asarray(rows), jnp.asarray(condition)
+    wanted = (len(rows), *flow.cond_shape)
+    expect(condition is not None, "condition", f"have shape {wanted}", None)
+    conditions = expect_concrete("condition", condition)
+    expect(conditions.shape == wanted, "condition", f"have shape {wanted}", conditions.shape)
+    return jnp.asarray(rows), jnp.asarray(_cast("condition", conditions, None))
+
+
+def _cast(name: str, rows: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return the rows in a floating-point type, or say which columns that type cannot hold."""
+    dtype = np.dtype(jnp.result_type(float) if dtype is None else dtype)
+    bad = int((~np.isfinite(rows)).reshape(len(rows), -1).any(axis=1).sum())
+    expect(bad == 0, name, "be finite", f"NaN or infinity in {bad} of {len(rows)} rows")
+    if not len(rows):
+        return rows.astype(dtype)
+    double = ', or use double precision by jax.config.update("jax_enable_x64", True)'
+    double = double if dtype.itemsize <= 4 else ""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = rows.astype(dtype)
+    infinite = ~np.isfinite(cast).all(axis=0)
+    if infinite.any():
+        raise ValueError(
+            f"`{name}` must be finite in {dtype}; {column_names(infinite)} would become infinite. Multiply "
+            f"by a constant, leave out rows in which a large number stands for a missing value{double}"
+        )
+    limits = np.finfo(dtype)
+    with np.errstate(over="ignore"):
+        ends = cast.max(axis=0), cast.min(axis=0)
+        span = ends[0] - ends[1]
+    # A quarter of the largest number leaves room for the standard deviation and its inverse; below the least
+    # one over epsilon, differences between rows are subnormal, which XLA replaces by zero.
+    wide, narrow = span > limits.max / 4, (span > 0) & (span < limits.tiny / limits.eps)
+    if wide.any() or narrow.any():
+        raise ValueError(
+            f"`{name}` must have a spread between {limits.tiny / limits.eps:.0e} and {limits.max / 4:.0e} in "
+            f"{dtype}; that of {column_names(wide | narrow)} is not. Multiply by a constant{double}"
+        )
+    exact = jnp.issubdtype(rows.dtype, jnp.floating) and rows.dtype.itemsize <= dtype.itemsize
+    lost = np.zeros(rows.shape[1:], bool) if exact else _lost(rows, cast)
+    if lost.any():
+        raise ValueError(
+            f"`{name}` must keep its spread in {dtype}; that of {column_names(lost)} is lost to rounding. "
+            f"Subtract an offset before the cast, multiply by a constant{double}"
+        )
+    return cast
+
+
+def _lost(rows: np.ndarray, cast: np.ndarray) -> np.ndarray:
+    """Whether the cast rounds away the spread of each column, of all its values or of their middle half.
+
+    Spread is lost where the spacing of the numbers exceeds a tenth of it. A column that differs in the last
+    digits of its own type alone is constant up to rounding, and loses nothing.
+    """
+    found = np.zeros(rows.shape[1:], bool)
+    own = float(jnp.finfo(rows.dtype).eps) if jnp.issubdtype(rows.dtype, jnp.floating) else 0.0
+    for place in np.argwhere((cast != rows).any(axis=0)):
+        column = rows[(slice(None), *place)].astype(np.float64)
+        size = np.abs(column).max()
+        low, high = np.quantile(column, [0.25, 0.75])
+        middle = max(abs(low), abs(high))
+        # The largest deviation is divided out, since squares would over- or underflow.
+        deviation = column - column[0]
+        largest = np.abs(deviation).max()
+        std = largest * (deviation / (largest or 1)).std()
+        spacing = lambda value: float(np.spacing(cast.dtype.type(value)))
+        spread = largest > 8 * own * size
+        core = high - low > 8 * own * middle
+        found[tuple(place)] = (spread and spacing(size) > std / 10) or (
+            core and spacing(middle) > (high - low) / 13.5  # 1.35 standard deviations of a normal
+        )
+    return found
+
+
+def column_names(which: np.ndarray) -> str:
+    """The names of the marked columns of an event, as an error message lists them."""
+    places = np.argwhere(which)
+    if which.ndim == 0:
+        return "the values"
+    names = [str(int(p[0]) if which.ndim == 1 else tuple(int(i) for i in p)) for p in places[:5]]
+    kind = "column" if which.ndim == 1 else "element"
+    if len(places) > 5:
+        return f"{kind}s {', '.join(names)}, …"
+    if len(names) == 1:
+        return f"{kind} {names[0]}"
+    return f"{kind}s {', '.join(names[:-1])} and {names[-1]}"
+
+
+def mean_and_std(x: Any, eps: float | None = None) -> tuple[Any, Any, Any]:
+    """Return the mean and the standard deviation of each column, whatever its scale and offset.
+
+    Deviations from the first row are divided by the largest of them before anything is squared, so that no
+    square over- or underflows. A column whose deviations are nothing but rounding, within eight units in the
+    last place, counts as constant. Its standard deviation is 1, since rounding must not be magnified, or the
+    true one where that is larger.
+
+    Args:
+        x: Rows along the first axis, a NumPy or a JAX array.
+        eps: The machine epsilon of the data's type, if that was narrower than the type of x.
+
+    Returns:
+        Means, standard deviations, and whether each column is constant; each of shape ``x.shape[1:]``.
+    """
+    xp: Any = np if isinstance(x, np.ndarray) else jnp
+    origin = x[:1]
+    largest = xp.abs(x - origin).max(axis=0)
+    unit = xp.where(largest > 0, largest, 1).astype(x.dtype)
+    deviations = (x - origin) / unit[None]
+    mean, std = origin[0] + unit * deviations.mean(axis=0), unit * deviations.std(axis=0)
+    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
+    constant = largest <= 8 * eps * xp.abs(x).max(axis=0)
+    return mean, xp.where(constant, xp.maximum(std, 1), std).astype(x.dtype), constant
 
 
 def split_parameters(tree: Any) -> tuple[Any, Any]:

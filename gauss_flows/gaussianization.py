@@ -11,18 +11,21 @@ import numpy as np
 from flowjax.bijections import AbstractBijection, Chain, Invert
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from gauss_flows.actnorm import ActNorm1D, standardize, walk
+from gauss_flows.actnorm import ActNorm1D, holds, set_layers, standardize, walk
 from gauss_flows.autoregressive import MaskedAutoregressive
 from gauss_flows.base import (
     Bijection,
     Scan,
     Shape,
     Transformed,
+    column_names,
     expect,
+    expect_concrete,
     expect_data,
     expect_rows,
     expect_shape,
     expect_whole,
+    mean_and_std,
     stack,
     standard_normal,
 )
@@ -119,13 +122,18 @@ def gaussianization_flow(
     return _flow(dim, made, ActNorm1D((dim,)))
 
 
+_FITTED = (MarginalGaussianization, Coupling, MaskedAutoregressive)
+_KINDS = (*_FITTED, ActNorm1D, HouseholderRotation)
+
+
 def _layer(key, dim, bijector):
     marginal = MarginalGaussianization((dim,), bijector=bijector)
     return Chain([marginal, HouseholderRotation(dim, (dim,), key=key)])
 
 
 def _flow(dim, layers, first):
-    return Transformed(standard_normal(dim), Invert(Chain([first, Scan(layers)])))
+    parts = [first] if layers is None else [first, Scan(layers)]
+    return Transformed(standard_normal(dim), Invert(Chain(parts)))
 
 
 @dataclass(frozen=True)
@@ -133,13 +141,16 @@ class RBIGResult:
     """What :func:`rbig` found.
 
     Attributes:
-        flow: The flow, with as many layers as were best on the held-out rows.
+        flow: The flow, with as many layers as were best on the held-out rows: an
+            :class:`~gauss_flows.ActNorm1D` that standardizes, then, if there are any, the layers in a
+            :class:`~gauss_flows.Scan`.
         gain: What each fitted layer added to the mean log-likelihood of the held-out rows, in nats, shape
             (m,). The first entry is the marginals' negentropy; each further one is what the rotation before
             it took from the total correlation.
         gain_error: Its standard errors, shape (m,).
-        layers: The number of layers in ``flow``; fitting went on to m before it stopped.
-        stopped: "tolerance" or "layers".
+        layers: The number of layers in ``flow``, 0 if no layer did better than the standardization alone;
+            fitting went on to m before it stopped.
+        stopped: "tolerance", "layers", or "non-finite" if the next layer's gain was not finite.
     """
 
     flow: Transformed
@@ -168,7 +179,7 @@ def rbig(
     as it is and take the marginals' negentropy; the rotation turns total correlation into negentropy for the
     next layer. It stops when the last ``patience`` layers together brought less than ``tolerance`` on
     held-out rows: the marginals of the rotated data then look Gaussian, which does not prove that the joint
-    density is.
+    density is. The flow keeps the layers up to the largest sum of gains, none if that is zero.
 
     Args:
         key: Random key for the rotations and the split.
@@ -185,7 +196,9 @@ def rbig(
         An :class:`RBIGResult`.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument does not fit. The rows to fit must be more than the columns and at least
+            twice the components. No column may be constant, and no column a linear combination of others:
+            such data have no density.
 
     Source:
         Laparra, Camps-Valls and Malo, "Iterative Gaussianization: from ICA to random rotations" (IEEE
@@ -197,9 +210,10 @@ def rbig(
         >>> gf.rbig(jr.key(1), x, layers=3).flow.sample(jr.key(2), (5,)).shape
         (5, 2)
     """
-    plane = np.ndim(x) == 2 and np.shape(x)[1] >= 2
-    expect(plane, "x", "have shape (n, D) with n and D at least 2", np.shape(x))
-    data = jnp.asarray(expect_rows(x, np.shape(x)[1:], 2))
+    rows = expect_concrete("x", x)
+    plane = rows.ndim == 2 and rows.shape[1] >= 2
+    expect(plane, "x", "have shape (n, D) with n and D at least 2", rows.shape)
+    data = jnp.asarray(expect_rows(rows, rows.shape[1:], 2))
     most, patience = expect_whole("layers", layers, 1), expect_whole("patience", patience, 1)
     expect(rotation in _ROTATIONS, "rotation", f"be one of {_ROTATIONS}", repr(rotation))
     expect(0 <= val_fraction < 1, "val_fraction", "lie in [0, 1)", val_fraction)
@@ -209,33 +223,64 @@ def rbig(
     n_val = max(1, round(val_fraction * len(data))) if val_fraction else 0
     order = np.asarray(jr.permutation(split_key, len(data)))
     held, fitted = (data[order[:n_val]], data[order[n_val:]]) if n_val else (data, data)
-    expect(len(fitted) >= 2, "x", "leave at least 2 rows to fit", len(fitted))
-    first = standardize(ActNorm1D(data.shape[1:]), fitted)
-    fitted, held = (jax.vmap(first.transform)(rows) for rows in (fitted, held))
+    # Fewer rows lie in a hyperplane, or leave a component less than two numbers to learn from.
+    least = max(2 * n_components, data.shape[1] + 1)
+    expect(len(fitted) >= least, "x", f"leave at least {least} rows to fit", len(fitted))
+    first, fitted, held, constant, smallest = _standardized(fitted, held)
+    if constant.any():
+        raise ValueError(
+            f"`x` must vary in every column; {column_names(constant)} is constant up to rounding and has no "
+            "density. Drop it"
+        )
+    if smallest <= 8 * data.shape[1] * float(jnp.finfo(data.dtype).eps):
+        raise ValueError(
+            "`x` must have linearly independent columns, or it has no density; the least eigenvalue of its "
+            f"correlations is {smallest:.0e}. Drop a column that the others determine"
+        )
+    far = ~np.isfinite(jnp.square(held).sum(axis=1))
+    if far.any():
+        raise ValueError(
+            f"`x` must have a finite log-density in every held-out row; {int(far.sum())} of {len(held)} lie "
+            "too many standard deviations from the fitted rows. Leave such outliers out"
+        )
 
     found, gains, stopped = [], [], "layers"
     for key in keys:
         layer, fitted, held, gain = _fit_layer(key, bijector, fitted, held, rotation, em_steps)
+        if not np.isfinite(gain).all():
+            stopped = "non-finite"
+            break
         found.append(layer)
         gains.append((float(gain[0]), float(gain[1])))
         if len(gains) > patience and sum(g for g, _ in gains[-patience:]) < tolerance:
             stopped = "tolerance"
             break
-    gain, error = np.array(gains).T
-    best = int(np.argmax(np.cumsum(gain))) + 1
-    arrays, static = zip(*(eqx.partition(layer, eqx.is_array) for layer in found[:best]), strict=True)
-    stacked = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
+    gain, error = np.array(gains, float).reshape(-1, 2).T
+    best = int(np.argmax(np.cumsum([0.0, *gain])))
+    stacked = None
+    if best:
+        arrays, static = zip(*(eqx.partition(layer, eqx.is_array) for layer in found[:best]), strict=True)
+        stacked = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
     return RBIGResult(_flow(data.shape[1], stacked, first), gain, error, best, stopped)
+
+
+@jax.jit
+def _standardized(fitted, held):
+    """The standardization, both parts behind it, which columns are constant, the least eigenvalue."""
+    first = standardize(ActNorm1D(fitted.shape[1:]), fitted)
+    constant = mean_and_std(fitted)[2]
+    fitted, held = (jax.vmap(first.transform)(rows) for rows in (fitted, held))
+    return first, fitted, held, constant, jnp.linalg.eigvalsh(fitted.T @ fitted / len(fitted))[0]
 
 
 @eqx.filter_jit
 def _fit_layer(key, bijector, fitted, held, rotation, em_steps):
     """A layer set from the data, what leaves it, and the mean and standard error of what it gained."""
     layer = _layer(key, fitted.shape[1], bijector)
-    change = lambda *event: _gaussianize(*event, rotation=rotation, em_steps=em_steps)
-    layer, fitted = walk(layer, fitted, None, change)
+    change = eqx.Partial(_gaussianize, rotation=rotation, em_steps=em_steps)
+    layer, fitted = walk(layer, fitted, None, change, _KINDS)
     z, log_det = jax.vmap(layer.transform_and_log_det)(held)
-    gain = log_det + 0.5 * (jnp.square(held) - jnp.square(z)).sum(axis=1)
+    gain = log_det + 0.5 * ((held - z) * (held + z)).sum(axis=1)
     return layer, fitted, z, (gain.mean(), gain.std() / np.sqrt(len(held)))
 
 
@@ -251,7 +296,8 @@ def warm_start(
 
     A pure pass, as :func:`~gauss_flows.data_init`, for flows whose bijector is ``MixtureGaussianCDF``:
 
-    - :class:`MarginalGaussianization`: every coordinate's mixture is fitted by expectation maximisation.
+    - :class:`MarginalGaussianization`: every coordinate's mixture is fitted by expectation maximisation. A
+      coordinate that is constant up to rounding keeps its bijector as it is.
     - :class:`~gauss_flows.Coupling` and :class:`~gauss_flows.MaskedAutoregressive`: likewise for the
       coordinates that they transform. The conditioner's last layer gets a zero kernel, and its bias carries
       the mixtures, so that for now the layer reads nothing.
@@ -271,7 +317,9 @@ def warm_start(
         A flow of the same structure.
 
     Raises:
-        ValueError: If there is nothing to set, or a layer cannot be set.
+        ValueError: If there is nothing to set, or a layer cannot be set: it is inside a container that
+            :func:`~gauss_flows.data_init` cannot enter, or its data are so wide or so narrow that the
+            mixture's bounded scales do not reach them. As ``data_init`` for x and the condition.
 
     Source:
         :func:`rbig`; Meng et al., "Gaussianization flows" (AISTATS 2020), section 4, for the start.
@@ -285,42 +333,41 @@ def warm_start(
     """
     data, rows = expect_data(flow, x, condition)
     expect(rotation in (None, "pca"), "rotation", "be None or 'pca'", repr(rotation))
-    kinds = (MarginalGaussianization, Coupling, MaskedAutoregressive)
-    nodes = jax.tree.leaves(flow, is_leaf=lambda node: isinstance(node, kinds))
-    expect(any(isinstance(node, kinds) for node in nodes), "flow", "hold a layer to set", type(flow).__name__)
-    return _warm(flow, data, rows, rotation, em_steps)
-
-
-@eqx.filter_jit
-def _warm(flow, x, condition, rotation, em_steps):
-    change = lambda *event: _gaussianize(*event, rotation=rotation, em_steps=em_steps)
-    return walk(flow, x, condition, change)[0]
+    em_steps = expect_whole("em_steps", em_steps, 1)
+    expect(holds(flow, _FITTED), "flow", "hold a layer to set", type(flow).__name__)
+    kinds = _KINDS if rotation == "pca" else (*_FITTED, ActNorm1D)
+    change = eqx.Partial(_gaussianize, rotation=rotation, em_steps=em_steps)
+    return set_layers(flow, data, rows, change, kinds)
 
 
 def _gaussianize(layer, x, condition, forward, *, rotation, em_steps):
-    """One layer, set from the data that reaches it."""
+    """One layer, set from the data that reaches it, and whether its bijectors' bounds allow that."""
     flat = x.reshape(len(x), -1)
-    kinds = (MarginalGaussianization, Coupling, MaskedAutoregressive)
-    fits = forward or not isinstance(layer, kinds)
+    fits = forward or not isinstance(layer, _FITTED)
     expect(fits, "flow", "take data to latent by `transform`", "its inverse")
     if isinstance(layer, ActNorm1D):
-        return standardize(layer, x, forward=forward)
+        return standardize(layer, x, forward=forward), True
     if isinstance(layer, MarginalGaussianization):
-        return eqx.tree_at(lambda b: b.raw, layer, _offsets(layer._family, flat, em_steps))
+        raw, fits = _offsets(layer._family, flat, em_steps)
+        return eqx.tree_at(lambda b: b.raw, layer, raw), fits
     if isinstance(layer, (Coupling, MaskedAutoregressive)):
         active = ~layer.mask.ravel() if isinstance(layer, Coupling) else slice(None)
-        constant = _offsets(layer._family, flat[:, active], em_steps).ravel()
-        return eqx.tree_at(lambda b: b.conditioner, layer, set_constant(layer.conditioner, constant))
+        constant, fits = _offsets(layer._family, flat[:, active], em_steps)
+        network = set_constant(layer.conditioner, constant.ravel())
+        return eqx.tree_at(lambda b: b.conditioner, layer, network), fits
     if isinstance(layer, HouseholderRotation) and rotation == "pca":
-        centred = flat - flat.mean(axis=0, keepdims=True)
-        axes = jnp.linalg.eigh(centred.T @ centred / len(flat))[1][:, ::-1].T
+        axes = principal_axes(flat)
         turn = layer.with_axes(axes)  # backward: the same reflections in the other order
-        return turn if forward else eqx.tree_at(lambda b: b.params, turn, turn.params[::-1])
-    return layer
+        turn = turn if forward else eqx.tree_at(lambda b: b.params, turn, turn.params[::-1])
+        return turn, True
+    return layer, True
 
 
 def _offsets(family, columns, em_steps):
-    """What each column's fitted mixture has more than the family's own bijector; shape (columns, P)."""
+    """What each column's fitted mixture has more than the family's own bijector, shape (columns, P).
+
+    And whether the bijector's bound on log-scales admits the widest component of every column.
+    """
     bijector = family(family.theta(jnp.zeros((1, family.size)))[0])
     fits = isinstance(bijector, MixtureGaussianCDF) and bijector.logits.size > 1
     kind = type(bijector).__name__
@@ -328,9 +375,20 @@ def _offsets(family, columns, em_steps):
 
     def offset(column):
         fitted = bijector.with_components(*fit_mixture(column, bijector.logits.size, steps=em_steps))
-        return family.flatten(fitted) - family.flatten(bijector)
+        constant = mean_and_std(column)[2]
+        return jnp.where(constant, 0, family.flatten(fitted) - family.flatten(bijector))
 
-    return jax.lax.map(offset, columns.T)
+    _, std, constant = mean_and_std(columns)
+    within = jnp.abs(jnp.log(std)) < bijector.log_scales.kwargs["bound"]
+    return jax.lax.map(offset, columns.T), (constant | within).all()
+
+
+def principal_axes(x: Float[Array, "n D"]) -> Float[Array, "D D"]:
+    """Return the orthonormal principal axes of data as rows, the one of the largest variance first."""
+    centred = x - mean_and_std(x)[0][None]
+    largest = jnp.abs(centred).max()  # divided out, so that no square over- or underflows
+    centred = centred / jnp.where(largest > 0, largest, 1)
+    return jnp.linalg.eigh(centred.T @ centred / len(x))[1][:, ::-1].T
 
 
 def fit_mixture(
@@ -358,7 +416,7 @@ def fit_mixture(
         Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM algorithm" (1977).
     """
     k = expect_whole("n_components", n_components, 2)
-    mean, std = x.mean(), jnp.maximum(x.std(), jnp.finfo(x.dtype).tiny)
+    mean, std, _ = mean_and_std(x)
     unit = ((x - mean) / std)[:, None]
 
     def background(weights, means, scales):

@@ -7,9 +7,24 @@ import numpy as np
 import scipy  # its parts load when first used
 from jaxtyping import ArrayLike
 
-from gauss_flows.base import expect, expect_rows, expect_whole
+from gauss_flows.base import column_names, expect, expect_concrete, expect_rows, expect_whole, mean_and_std
 
 _WINDOW = 8  # wider gains little variance, and blurs the ends of the sample
+
+# The largest parts of a sample that may be tied. What passes changes the mean by less than a standard error.
+# - Rounding to steps of d moves each end of a window of width w by up to d / 2, and changes the mean of log w
+#   by -(d / w)^2 / 12. With g points per step the window of 16 spacings is 16 / g steps wide: -g^2 / 3072. A
+#   part of 1 % in groups of four or more means g of about 0.4, a change of 5e-5. (Random numbers in single
+#   precision are tied in this way, with g = n / 2^23.)
+# - Repeated values do more harm. If all points came twice, 16 spacings would be 8, in a sample of n / 2, and
+#   the entropy would be psi(16) - psi(8) - log 2 = 0.032 too small; if all came three times, about 0.066. A
+#   part p that is repeated changes it by 0.066 p at most. The standard error is 0.25 / sqrt(n) or more (that
+#   much for a uniform density, whose log is constant), hence p below 3.8 / sqrt(n). `_is_rounded` tells
+#   rounding from repetition.
+# - Among neighbours an equal row makes the k-th one the (k-1)-th, a change of 1 / (k - 1) or less in the
+#   log-density of that row, and in those that have the pair among their neighbours: 1 % of such rows change
+#   the mean by 0.003 for k = 4; a smaller k allows fewer.
+_TIED_FOUR, _REPEATED, _TIED_ROWS = 0.01, 3.8, 0.01
 
 
 class Estimate(NamedTuple):
@@ -23,11 +38,18 @@ def entropy(x: ArrayLike, *, k: int = 4) -> Estimate:
     r"""The differential entropy :math:`-E \log p(x)` of the density that x was drawn from.
 
     In one dimension from spacings: eight order statistics to each side of each point. In more dimensions from
-    the distance to the k-th nearest neighbour (Kozachenko and Leonenko). Both are free of bias where the
-    density is constant over the window; the second one's bias grows with the dimension.
+    the distance to the k-th nearest neighbour (Kozachenko and Leonenko), after dividing each column by its
+    standard deviation. Both are free of bias where the density is constant over the window; the second one's
+    bias grows with the dimension. Arithmetic is in double precision.
+
+    Rounded and repeated values are refused, since they have no density, where they would change the entropy
+    by a standard error: if in any column more than 1 % of the values occur four times or more, or a part of
+    more than :math:`3.8/\sqrt n` is repeated; and if more than 1 % of the rows are equal to another (fewer
+    for k below 4). Random numbers in single precision have some equal values, which are too few to matter.
 
     Args:
-        x: Sample, shape (n,) or (n, D), finite, without ties.
+        x: Sample, shape (n,) or (n, D), floating point and finite, without ties beyond those. Rows must be
+            more than ten, than k and than D, and no column constant or a linear combination of others.
         k: The neighbour whose distance is taken, where D > 1.
 
     Returns:
@@ -73,13 +95,14 @@ def negentropy(x: ArrayLike, *, k: int = 4) -> Estimate:
         >>> bool(gf.negentropy(jr.uniform(jr.key(0), (5000,))).value > 0.1)  # exactly 0.176
         True
     """
-    sample = _sample(x, k)
+    sample = _sample(x, k)  # J is the same for standardized columns
+    mean, std, _ = mean_and_std(sample)
+    sample = (sample - mean) / std
     rows = sample.reshape(len(sample), -1)
-    centred = rows - rows.mean(axis=0, keepdims=True)
-    covariance = centred.T @ centred / len(rows)
-    scaled = np.linalg.solve(covariance, centred.T).T
+    covariance = rows.T @ rows / len(rows)
+    scaled = np.linalg.solve(covariance, rows.T).T
     log_det = np.linalg.slogdet(2 * math.pi * covariance)[1]
-    gaussian = -0.5 * (np.sum(centred * scaled, axis=1) + log_det)
+    gaussian = -0.5 * (np.sum(rows * scaled, axis=1) + log_det)
     return _mean(_log_density(sample, k) - gaussian)
 
 
@@ -114,18 +137,80 @@ def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: in
     """
     sample = _sample(x, k)
     expect(sample.ndim == 2, "x", "have shape (n, D) with D at least 2", np.shape(x))
+    if joint_entropy is not None:
+        known = expect_concrete("joint_entropy", joint_entropy, float)
+        expect(known.size == 1 and np.isfinite(known).all(), "joint_entropy", "be a finite number", known)
     marginal = sum(_log_density(column, k) for column in sample.T)
     if joint_entropy is None:
         return _mean(_log_density(sample, k) - marginal)
     value, error = _mean(-marginal)
-    return Estimate(value - joint_entropy, error)
+    return Estimate(value - float(known.reshape(())), error)
 
 
 def _sample(x, k) -> np.ndarray:
-    expect(np.ndim(x) in (1, 2), "x", "have shape (n,) or (n, D)", np.shape(x))
-    array = expect_rows(x, np.shape(x)[1:], 1 + max(10, expect_whole("k", k, 1)))
-    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-    return array.astype(np.float64)
+    """The sample in double precision, shape (n,) or (n, D) with D > 1, or why it has no density."""
+    array = expect_concrete("x", x)
+    fits = array.ndim in (1, 2) and array.shape[1:] != (0,)
+    expect(fits, "x", "have shape (n,) or (n, D)", array.shape)
+    dim = 1 if array.ndim == 1 else array.shape[1]
+    sample = expect_rows(array, array.shape[1:], 1 + max(10, expect_whole("k", k, 1), dim), np.float64)
+    columns = sample.reshape(len(sample), dim)
+    # Rounding is that of the type that came; for less than single precision the ties are enough to tell.
+    eps = float(np.finfo(np.float32 if array.dtype == np.float32 else np.float64).eps)
+    mean, std, constant = mean_and_std(columns, eps)
+    if constant.any():
+        raise ValueError(
+            f"`x` must vary in every column; {column_names(constant)} is constant up to rounding and has no "
+            "density"
+        )
+    for i in range(dim):
+        _expect_few_ties(columns[:, i], f"column {i}" if dim > 1 else "`x`")
+    if dim == 1:
+        return columns[:, 0]
+    counts = np.unique(columns, axis=0, return_counts=True)[1]
+    tied = counts[counts > 1].sum() / len(columns)
+    if tied > _TIED_ROWS * min(1, (k - 1) / 3) or counts.max() > k:
+        raise ValueError(
+            f"`x` must have few equal rows, or it has no density; {tied:.1%} of the rows have an equal one. "
+            "Drop repeated rows, or add uniform noise of one rounding step"
+        )
+    unit = (columns - mean) / std
+    smallest = np.linalg.eigvalsh(unit.T @ unit / len(unit))[0]
+    if smallest <= max(8 * dim * np.finfo(np.float64).eps, (8 * eps) ** 2):
+        raise ValueError(
+            "`x` must have linearly independent columns, or it has no density; the least eigenvalue of its "
+            f"correlations is {smallest:.0e}. Drop a column that the others determine"
+        )
+    return columns
+
+
+def _expect_few_ties(column, name) -> None:
+    counts = np.unique(column, return_counts=True)[1]
+    n = len(column)
+    many, tied = counts[counts >= 4].sum() / n, counts[counts > 1].sum() / n
+    refused = many > _TIED_FOUR or counts.max() > _WINDOW
+    if refused or (tied > _REPEATED / math.sqrt(n) and not _is_rounded(np.sort(column))):
+        raise ValueError(
+            f"`x` must have few equal values, or it has no density; {tied:.1%} of the values of {name} occur "
+            "more than once. Drop repeated rows, or add uniform noise of one rounding step"
+        )
+
+
+def _is_rounded(column) -> bool:
+    """Whether equal values in a sorted column come from rounding, and not from repetition.
+
+    If a part t of the gaps is zero by rounding, the step is about t mean gaps of the surroundings, and hardly
+    a gap is smaller and not zero. Where values are repeated, the gaps between different ones are those of a
+    continuous density: a part 1 - t of all, exponential, with 1 / (1 - t) times the mean. The border is half
+    as many gaps below t / 2 times the mean as there would then be.
+    """
+    n, place = len(column), np.arange(len(column) - 1)
+    gaps = np.diff(column)
+    tied = np.mean(gaps == 0)
+    low, high = np.maximum(place - _WINDOW, 0), np.minimum(place + 1 + _WINDOW, n - 1)
+    around = (column[high] - column[low]) / (high - low)
+    small = np.mean((gaps > 0) & (gaps < tied / 2 * around))
+    return bool(small < 0.5 * (1 - tied) * -np.expm1(-0.5 * tied * (1 - tied)))
 
 
 def _mean(terms) -> Estimate:
@@ -134,15 +219,18 @@ def _mean(terms) -> Estimate:
 
 def _log_density(x, k):
     """An estimate of log p at each point, free of bias where p is constant around it."""
-    n, smallest, digamma = len(x), np.finfo(np.float64).tiny, scipy.special.digamma
+    n, digamma = len(x), scipy.special.digamma
+    # Nothing is subtracted: next to an outlier that would round the other points away.
+    scale = mean_and_std(x)[1]
+    x = x / scale
     if x.ndim == 1:
         order, place = np.argsort(x), np.arange(n)
         low, high = np.maximum(place - _WINDOW, 0), np.minimum(place + _WINDOW, n - 1)
-        width = np.maximum(x[order][high] - x[order][low], smallest)
+        width = x[order][high] - x[order][low]
         found = np.empty(n)
         found[order] = digamma(high - low) - digamma(n + 1) - np.log(width)
-        return found
+        return found - np.log(scale)
     dim = x.shape[1]
     radius = scipy.spatial.KDTree(x).query(x, k + 1)[0][:, -1]  # the point itself is the nearest
     log_ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    return digamma(k) - digamma(n) - log_ball - dim * np.log(np.maximum(radius, smallest))
+    return digamma(k) - digamma(n) - log_ball - dim * np.log(radius) - np.log(scale).sum()

@@ -18,7 +18,7 @@ from flowjax.distributions import AbstractDistribution
 from jax.scipy.special import i0e, logsumexp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from gauss_flows.base import Shape, compiled, expect, expect_whole
+from gauss_flows.base import Shape, compiled, expect, expect_concrete, expect_whole
 from gauss_flows.information import Estimate
 from gauss_flows.numerics import LOG_SQRT_2PI
 
@@ -121,10 +121,11 @@ def gaussian_mixture(
     if means is None:
         angles = np.arange(8) * np.pi / 4
         means = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    means, scales = np.array(means, dtype=float), np.array(scales, dtype=float)
+    number = lambda name, value: np.array(expect_concrete(name, value, float))
+    means, scales = number("means", means), number("scales", scales)
     expect(means.ndim == 2 and means.size > 0, "means", "have shape (K, D)", means.shape)
     k, dim = means.shape
-    weights = np.ones(k) if weights is None else np.array(weights, dtype=float)
+    weights = np.ones(k) if weights is None else number("weights", weights)
     fits = scales.shape in ((), (k,), (k, dim))
     expect(fits, "scales", f"be one number or have shape ({k},) or ({k}, {dim})", scales.shape)
     expect(weights.shape == (k,), "weights", f"have shape ({k},), one a row of `means`", weights.shape)
@@ -263,7 +264,7 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: float = 0.1) -> Tar
         >>> print(f"{gf.targets.rings().entropy:.4f}")
         2.6489
     """
-    rs = np.array(radii, dtype=float)
+    rs = np.array(expect_concrete("radii", radii, float))
     good = rs.ndim == 1 and rs.size > 0 and bool((np.isfinite(rs) & (rs > 0)).all())
     expect(good, "radii", "be one or more positive numbers", radii)
     noise = _positive("noise", noise)
@@ -271,7 +272,8 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: float = 0.1) -> Tar
 
     def log_density(x):
         square = (x * x).sum()
-        r = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)[None]
+        zero = square == 0  # asked so that NaN takes the other branch, and stays
+        r = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))[None]
         radii = jnp.asarray(rs, x.dtype)
         log_terms = jnp.log(i0e(r * (radii / noise**2))) - 0.5 * ((r - radii) / noise) ** 2
         return logsumexp(log_terms) + log_height
@@ -318,7 +320,8 @@ def checkerboard(squares: int = 4, half_width: float = 2.0) -> Target:
     def log_density(x):
         square = jnp.floor((x / half_width + 1) * (squares / 2))
         inside = jnp.all((square >= 0) & (square < squares)) & (square.sum() % 2 == 0)
-        return jnp.where(inside, jnp.asarray(-entropy, x.dtype), -jnp.inf)
+        log_p = jnp.where(inside, jnp.asarray(-entropy, x.dtype), -jnp.inf)
+        return jnp.where(jnp.isnan(x).any(), jnp.nan, log_p)
 
     def sampler(key):
         key_column, key_row, key_place = jr.split(key, 3)
@@ -359,7 +362,9 @@ def funnel(dim: int = 2) -> Target:
     log_3 = float(np.log(3))
 
     def log_density(x):
-        v, u = x[0], x[1:] * jnp.exp(-0.5 * x[0])
+        v, half = x[0], -0.5 * x[0]
+        large = half > float(np.log(jnp.finfo(x.dtype).max))  # 0 times an infinite scale must be 0
+        u = x[1:] * jnp.exp(jnp.where(large & (x[1:] == 0), 0, half))
         return -0.5 * ((v / 3) ** 2 + (u * u).sum() + (dim - 1) * v) - log_3 - dim * LOG_SQRT_2PI
 
     def sampler(key):

@@ -105,6 +105,30 @@ def test_scores_are_finite_and_known_values_hold():
     assert board.log_prob(points) == pytest.approx([-np.log(2), -np.log(2), -np.inf, -np.inf])
 
 
+@each
+def test_a_row_with_nan_has_no_log_density(target):
+    """Not minus infinity, which would rank a broken row as the least likely one."""
+    for distribution in (target, target.standardized()):
+        log_prob = jax.jit(distribution.log_prob)
+        for place in range(target.shape[0]):
+            row = np.zeros((2, *target.shape))
+            row[0, place] = np.nan
+            found = np.asarray(log_prob(row))
+            assert np.isnan(found[0])
+            assert not np.isnan(found[1])
+
+
+def test_a_scale_that_overflows_does_not_hide_a_zero(dtype):
+    """The funnel at x_1 = 0, far down: finite, with a finite gradient, and the right curvature elsewhere."""
+    funnel, v = targets.funnel(2), {"float32": -200.0, "float64": -1500.0}[dtype]
+    x = jnp.array([v, 0.0])
+    exact = -0.5 * ((v / 3) ** 2 + v) - np.log(3) - np.log(2 * np.pi)
+    assert float(funnel.log_prob(x)) == pytest.approx(exact, rel=1e-6)
+    assert jnp.isfinite(jax.grad(funnel.log_density)(x)).all()
+    curvature = jax.hessian(funnel.log_density)(jnp.array([1.0, 0.0]))[1, 1]
+    assert float(curvature) == pytest.approx(-np.exp(-1), rel=1e-5)
+
+
 def test_kl_divergence_is_right_within_its_standard_error():
     p, q = targets.gaussian_mixture([[0.0, 0.0]], 1.0), fd.Normal(jnp.array([1.0, 0.0]), 2.0)
     assert targets.kl_divergence(p, p, jr.key(0), 1500) == (0, 0)

@@ -362,6 +362,22 @@ def test_each_key_of_many_fails_alone_and_its_result_is_that_of_fit():
         np.testing.assert_allclose(each.flow.at, one.flow.at, rtol=1e-6)
 
 
+def test_losses_of_steps_that_were_not_taken_are_not_shown():
+    """Here the batches after a failure have a finite loss again, but no update follows."""
+
+    def loss(point, x, condition, key):
+        return jnp.where((jr.uniform(key) < 0.1) & (len(x) == 2), jnp.nan, point.at.sum())
+
+    options = {"steps": 100, "batch_size": 2, "val_fraction": 3 / 8, "progress": False}
+    start = lambda key: Point(jnp.zeros(1))
+    many = gf.fit_many(jr.split(jr.key(0), 3), start, np.ones((8, 1)), loss=loss, **options)
+    for i, failed in enumerate(many.failed_step):
+        assert 0 <= failed < 90
+        assert np.isfinite(many.train_loss[i, :failed]).all()
+        assert np.isnan(many.train_loss[i, failed:]).all()
+        assert many[i].train_loss.shape == (failed + 1,)
+
+
 def test_a_result_of_many_is_indexed_by_key():
     """Each flow works by itself; the stacked one still does under ``vmap``."""
     keys, x = jr.split(jr.key(3), 3), np.linspace(0.1, 2, 50)[:, None]
@@ -437,8 +453,9 @@ def test_a_loss_that_is_never_finite_on_the_held_out_rows_is_not_a_success():
         fit_point(loss=loss)
     assert (error.value.result.failed_step, error.value.result.best_step) == (-1, 0)
     minus = lambda point, x, condition, key: jnp.where(len(x) == 2, 0.0, -jnp.inf) + point.at.sum()
-    with pytest.raises(gf.NonFiniteLoss, match="the validation loss was never finite"):
+    with pytest.raises(gf.NonFiniteLoss, match="the validation loss was never finite") as error:
         fit_point(loss=minus)
+    assert (error.value.result.best_step, float(error.value.result.flow.at[0])) == (0, 0.0)
 
 
 def test_interruption_while_the_first_chunk_starts_returns_the_start(monkeypatch):

@@ -1,11 +1,13 @@
 """Training: one compiled loop, judged on held-out points."""
 
-import hashlib
+import contextlib
+import functools
+import inspect
 import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,43 +19,16 @@ import numpy as np
 import optax
 from flowjax.distributions import Transformed
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from paramax import unwrap
 from tqdm import tqdm
 
 from gauss_flows import io
 from gauss_flows.base import expect, expect_data, expect_whole, jit_once, split_parameters
+from gauss_flows.checkpoint import expect_same_run, fingerprint
 from gauss_flows.residual import estimate_log_prob, is_random
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss or its gradient was not finite. ``result`` holds the best parameters before it."""
-
-    result: "FitResult"
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What training gave. After :func:`fit_many` every array has a leading axis, one entry a key.
-
-    Attributes:
-        flow: The flow with the (averaged) parameters of the lowest validation loss.
-        train_loss: The loss of each step's batch, shape (steps,).
-        val_loss: The validation loss after each chunk of steps, shape (chunks,).
-        val_steps: The steps after which it was measured, shape (chunks,).
-        best_step: The step whose parameters were kept.
-        failed_step: The step whose loss was not finite, -1 if there was none.
-        stopped: Why training ended: "steps", "patience", "interrupted" or "non-finite".
-    """
-
-    flow: Any
-    train_loss: np.ndarray
-    val_loss: np.ndarray
-    val_steps: np.ndarray
-    best_step: Any
-    failed_step: Any
-    stopped: str
+from gauss_flows.result import FitResult, NonFiniteLoss, log_densities, of_one_flow, reason
 
 
 class _Settings(NamedTuple):
@@ -126,7 +101,9 @@ def fit(
         batch_size: Rows a step; at most the number of training rows.
         learning_rate: Peak of the one-cycle schedule, which ends at half the peak (at zero without
             averaging). It is not compiled in: another costs no compilation.
-        optimizer: An optax transformation in place of clipping, Adam and the schedule.
+        optimizer: An optax transformation, such as ``optax.adam(1e-3)``, in place of clipping, Adam and the
+            schedule. Transformations that take ``value``, ``grad`` and ``value_fn``, such as
+            ``optax.lbfgs()`` and ``optax.contrib.reduce_on_plateau()``, receive those of the step's batch.
         clip_norm: Largest global norm of the gradient; None for no clipping.
         average: The parameters that are judged and kept are a moving average, over about this part of the
             steps so far; 0 for those of the last step.
@@ -135,7 +112,13 @@ def fit(
         loss: ``(flow, x, condition, key) -> scalar`` in place of the negative mean log-likelihood.
         progress: Show a bar, in a terminal or a notebook.
         checkpoint: A file that is written, whole or not at all, after each chunk. If it exists, training
-            goes on from it, and ends bit for bit where an uninterrupted run ends.
+            goes on from it, and ends bit for bit where an uninterrupted run ends. It must be of the same
+            run: the start parameters, the data, the key, the settings, the flow's structure, the loss and the
+            optimizer are compared. Of the last three that is the program that JAX traces for one chunk of
+            steps, with its constants; what a callback does on the host is not seen. The program depends on
+            the versions of JAX and the other packages, so that under other versions the file may be
+            refused, and the error names them. Files of gauss_flows 0.1.0 lack this record and are refused.
+            ``patience``, ``progress`` and ``sharding`` may change.
         sharding: A mesh over whose first axis each batch is divided (data parallelism).
 
     Returns:
@@ -143,7 +126,9 @@ def fit(
 
     Raises:
         ValueError: Before the first step, if an argument does not fit or a checkpoint is of another run.
-        NonFiniteLoss: If the loss or its gradient is not finite; ``.result`` keeps the best parameters.
+        NonFiniteLoss: If the loss or its gradient is not finite, or no validation loss is. Rows whose
+            log-density under the start flow is −inf or NaN are then counted and named. ``.result`` keeps
+            the best parameters.
 
     Example:
         >>> import gauss_flows as gf, jax.random as jr
@@ -153,16 +138,23 @@ def fit(
         >>> result.train_loss.shape
         (20,)
     """
-    result = _run(
-        key, flow, x, None, condition=condition, steps=steps, batch_size=batch_size, optimizer=optimizer,
-        learning_rate=learning_rate, clip_norm=clip_norm, average=average, val_fraction=val_fraction,
-        patience=patience, loss=loss, progress=progress, checkpoint=checkpoint, sharding=sharding,
-    )  # fmt: skip
-    if result.failed_step >= 0:
-        error = NonFiniteLoss(
-            f"the loss or its gradient was not finite at step {result.failed_step}; `.result` holds the "
-            f"flow of step {result.best_step}. Lower `learning_rate`, bound the scales, or clip the gradient."
-        )
+    context: Any = contextlib.nullcontext()
+    theirs = sharding
+    if isinstance(theirs, Mesh):  # with the axes left to the compiler, also where the caller's are explicit
+        auto = (AxisType.Auto,) * len(theirs.axis_names)
+        sharding = Mesh(theirs.devices, theirs.axis_names, axis_types=auto)
+        context = jax.set_mesh(sharding)
+    with context:
+        result = _run(
+            key, flow, x, None, condition=condition, steps=steps, batch_size=batch_size, optimizer=optimizer,
+            learning_rate=learning_rate, clip_norm=clip_norm, average=average, val_fraction=val_fraction,
+            patience=patience, loss=loss, progress=progress, checkpoint=checkpoint, sharding=sharding,
+        )  # fmt: skip
+    if isinstance(theirs, Mesh) and AxisType.Explicit in theirs.axis_types:  # works with the caller's arrays
+        result = replace(result, flow=_everywhere(theirs, result.flow))
+    lost = len(result.val_loss) > 0 and not np.isfinite(result.val_loss).any()
+    if result.failed_step >= 0 or (lost and result.stopped != "interrupted"):
+        error = NonFiniteLoss(reason(result, key, flow, x, condition, noise=isinstance(loss, _Distillation)))
         error.result = result
         raise error
     return result
@@ -171,18 +163,19 @@ def fit(
 def fit_many(
     keys: PRNGKeyArray, make: Callable[[PRNGKeyArray], Any], x: ArrayLike, **options: Any
 ) -> FitResult:
-    """Train one flow a key, side by side under ``vmap``: five seeds cost one compilation.
+    """Train one flow per key, side by side under ``vmap``: five seeds cost one compilation.
 
     Args:
-        keys: Random keys, shape (m,); each makes a flow, a split and its batches.
+        keys: Random keys, shape (m,) with m ≥ 1; each makes a flow, a split and its batches.
         make: key -> flow, the same structure for every key.
         x: As for :func:`fit`.
         **options: As for :func:`fit`: condition, steps, batch_size, … without patience, checkpoint and
             sharding; ``learning_rate`` is one peak for all, or one a key, shape (m,).
 
     Returns:
-        A :class:`FitResult` with a leading axis of size m on every array, those of ``flow`` included. A
-        key whose loss is not finite does not stop the others: see ``failed_step``.
+        A :class:`FitResult` with a leading axis of size m on every array, those of ``flow`` included:
+        ``result[i]`` is that of key i, and ``result[i].flow`` its flow. A key whose loss is not finite does
+        not stop the others: see ``failed_step``.
 
     Raises:
         ValueError: As :func:`fit`.
@@ -194,6 +187,12 @@ def fit_many(
         >>> gf.fit_many(jr.split(jr.key(2), 3), make, x, steps=20, progress=False).train_loss.shape
         (3, 20)
     """
+    typed = jnp.issubdtype(getattr(keys, "dtype", np.dtype(object)), jax.dtypes.prng_key)
+    shape = np.shape(keys) if typed else np.shape(keys)[:-1]
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(
+            f"`keys` must be an array of random keys, one per flow, such as `jr.split(key, 5)`; got {keys!r}."
+        )
     for name in ("patience", "checkpoint", "sharding"):
         expect(options.get(name) is None, name, "be left out for many flows", options.get(name))
     both = jax.vmap(jr.split)(keys)
@@ -259,8 +258,18 @@ def distill(
     n_noise = expect_whole("n_noise", n_noise, 2)
     noise = eqx.filter_jit(lambda flow: unwrap(flow).base_dist.sample(noise_key, (n_noise,)))(student)
     frozen = unwrap(teacher)
-    objective = lambda flow, noise, condition, key: losses[loss](unwrap(flow), frozen, noise)
-    return fit(key, student, noise, loss=objective, **options)
+    return fit(key, student, noise, loss=_Distillation(losses[loss], frozen), **options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Distillation:
+    """The loss of :func:`distill`, whose rows are noise and not data."""
+
+    distance: Callable
+    teacher: Any
+
+    def __call__(self, student, noise, condition, key):
+        return self.distance(unwrap(student), self.teacher, noise)
 
 
 def _reverse_kl(student, teacher, noise):
@@ -284,6 +293,7 @@ def _run(
     expect(bool(np.isfinite(rate).all() and (rate > 0).all()), "learning_rate", "be positive", learning_rate)
     fits = rate.shape == () or (bool(many) and rate.shape == (many,))
     expect(fits, "learning_rate", f"have shape ({many},), one a key" if many else "be one number", rate.shape)
+    _expect_optimizer(optimizer)
     expect(clip_norm is None or clip_norm > 0, "clip_norm", "be positive or None", clip_norm)
     expect(0 <= average < 1, "average", "lie in [0, 1)", average)
     expect(patience is None or patience >= 1, "patience", "be at least 1 or None", patience)
@@ -293,65 +303,92 @@ def _run(
         expect(isinstance(sharding, Mesh), "sharding", "be a jax.sharding.Mesh", type(sharding).__name__)
         parts = sharding.shape[sharding.axis_names[0]]
         expect(batch_size % parts == 0, "batch_size", f"divide by the mesh's {parts} devices", batch_size)
-        sharding = Mesh(sharding.devices, sharding.axis_names)  # with the axes left to the compiler
         named = NamedSharding(sharding, PartitionSpec(sharding.axis_names[0]))
     settings = _Settings(steps, chunk, batch_size, clip_norm, float(average), optimizer, loss, named)
 
+    rates = jnp.asarray(np.broadcast_to(rate, (many,) if many else ()), float)
+    mark = {} if checkpoint is None else _run_mark(key, flow, x, condition, rates, settings, n_val)
+    if named is not None:
+        key, flow, x, condition, rates = _everywhere(sharding, (key, flow, x, condition, rates))
     params, static = split_parameters(flow)
     state = _start(key, params, settings, len(x), many)
-    rates = jnp.asarray(np.broadcast_to(rate, (many,) if many else ()), float)
     data = (x, condition, rates, n_val, static, settings, many)
-    if named is not None:
-        everywhere = NamedSharding(sharding, PartitionSpec())
-        put = lambda tree: jax.device_put(tree, everywhere)
-        state, data = put(state), (*map(put, data[:3]), *data[3:])
 
-    losses, val_losses = [], []
-    if checkpoint is not None:
-        mark = _fingerprint(flow, x, condition, rates, settings, val_fraction, key)
-        if Path(checkpoint).exists():
+    chunks: list[tuple[Any, Any]] = []  # the losses of each chunk's steps, and its validation loss
+    if checkpoint is not None and Path(checkpoint).exists():
+        try:
             state, notes = io.read(checkpoint, state)
-            ours = notes.get("run") == mark
-            expect(ours, "checkpoint", "be of this run, its data and settings included", checkpoint)
-            losses, val_losses = notes["losses"], notes["val_losses"]
+        except ValueError as error:
+            raise ValueError(f"`checkpoint` must be of this run; {checkpoint}: {error}") from error
+        expect_same_run(checkpoint, notes, mark)
+        chunks = list(zip(notes["losses"], notes["val_losses"], strict=True))
 
-    stopped = "steps"
     total = math.ceil(steps / chunk)
     bar = tqdm(total=steps, disable=not (progress and _watched()), leave=False, unit="step")
     try:
-        bar.update(min(steps, len(val_losses) * chunk))
-        for _ in range(len(val_losses), total):
-            state, batch_losses, val_loss = _chunk(data, state)
-            losses.append(np.asarray(batch_losses).tolist())
-            val_losses.append(np.asarray(val_loss).tolist())
-            best, failed = np.asarray(state.best_step), np.asarray(state.failed_step)
-            if checkpoint is not None:
-                io.write(checkpoint, state, {"run": mark, "losses": losses, "val_losses": val_losses})
-            bar.update(min(chunk, steps - bar.n))
-            bar.set_postfix(validation=f"{np.mean(val_loss):.3f}")
-            if (failed >= 0).all():
+        bar.update(min(steps, len(chunks) * chunk))
+        while (stopped := _ended(state, chunks, total, patience)) is None:
+            # A bad row that is held out spoils every validation loss: do not wait for the others.
+            unjudged = len(chunks) == 1 and not many and loss is None and not np.isfinite(chunks[0][1])
+            if unjudged and not np.isfinite(log_densities(key, flow, x, condition)).all():
                 stopped = "non-finite"
                 break
-            if patience is not None and int(state.step) - int(best) >= patience:
-                stopped = "patience"
-                break
+            new = _chunk(data, state)  # gives the buffers of the old state away
+            # No call stands between these two: an interruption finds a state and its losses, or neither.
+            state = new[0]
+            chunks += [new[1:]]
+            if checkpoint is not None:
+                steps_losses, val_losses = (
+                    [np.asarray(a).tolist() for a in c] for c in zip(*chunks, strict=True)
+                )
+                io.write(checkpoint, state, {"run": mark, "losses": steps_losses, "val_losses": val_losses})
+            bar.update(min(chunk, steps - bar.n))
+            bar.set_postfix(validation=f"{np.mean(new[2]):.3f}")
     except KeyboardInterrupt:
         stopped = "interrupted"
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):  # it came while a chunk was started
+            if chunks:
+                raise
+            state = _start(key, params, settings, len(x), many)
     finally:
         bar.close()
 
     size = (many,) if many else ()
-    history = np.array(losses, float).reshape(-1, *size, chunk)
-    history = np.moveaxis(history, 0, -2).reshape(*size, -1)[..., :steps]
-    measured = np.moveaxis(np.array(val_losses, float).reshape(-1, *size), 0, -1)
-    return FitResult(
-        flow=eqx.combine(state.best_params, static),
-        train_loss=history,
-        val_loss=measured,
-        val_steps=np.minimum(chunk * np.arange(1, len(val_losses) + 1), steps),
-        best_step=np.asarray(state.best_step) if many else int(state.best_step),
-        failed_step=np.asarray(state.failed_step) if many else int(state.failed_step),
-        stopped=stopped,
+    gather = lambda part: np.array([np.asarray(c[part]) for c in chunks], float)
+    history = np.moveaxis(gather(0).reshape(-1, *size, chunk), 0, -2).reshape(*size, -1)[..., :steps]
+    measured = np.moveaxis(gather(1).reshape(-1, *size), 0, -1)
+    failed, best = np.asarray(state.failed_step)[..., None], np.asarray(state.best_step)
+    val_steps = np.minimum(chunk * np.arange(1, len(chunks) + 1), steps)
+    result = {
+        "flow": eqx.combine(state.best_params, static),
+        "train_loss": np.where((failed >= 0) & (np.arange(history.shape[-1]) > failed), np.nan, history),
+        "val_loss": measured,
+        "val_steps": np.where(failed >= 0, np.minimum(val_steps, failed), val_steps),
+        "stopped": stopped,
+    }
+    if many:
+        return FitResult(**result, best_step=best, failed_step=failed[:, 0])
+    return of_one_flow(**result, best_step=int(best), failed_step=int(failed[0]))
+
+
+def _ended(state, chunks, total, patience) -> str | None:
+    """Why training has ended, None if it has not; the same for a run that is resumed where it ended."""
+    if (np.asarray(state.failed_step) >= 0).all():
+        return "non-finite"
+    if patience is not None and chunks and int(state.step) - int(state.best_step) >= patience:
+        return "patience"
+    return "steps" if len(chunks) >= total else None
+
+
+def _expect_optimizer(optimizer) -> None:
+    methods = (getattr(optimizer, name, None) for name in ("init", "update"))
+    if optimizer is None or (not isinstance(optimizer, type) and all(map(callable, methods))):
+        return
+    name = getattr(optimizer, "__name__", None)
+    called = f"; call it first, as in `{name}(...)`" if name else "; if it is a function, call it first"
+    raise ValueError(
+        "`optimizer` must be an optax transformation with `init` and `update`, such as `optax.adam(1e-3)`; "
+        f"got {name or repr(optimizer)}{called if callable(optimizer) else ''}."
     )
 
 
@@ -365,7 +402,11 @@ def _held_out(n, batch_size, val_fraction) -> int:
     return n_val
 
 
-def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
+# Optax mixes types of numbers, which a user's strict promotion would refuse.
+_OPTAX_PROMOTES = functools.partial(jax.numpy_dtype_promotion, "standard")
+
+
+def _optimizer(settings: _Settings, rate) -> Any:
     if settings.optimizer is not None:
         return settings.optimizer
     # Averaging does what annealing to zero does, and better from steps that still move.
@@ -374,6 +415,15 @@ def _optimizer(settings: _Settings, rate) -> optax.GradientTransformation:
     schedule = lambda step: rate * part(step)
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, optax.adam(schedule))
+
+
+def _update(optimizer, grads, opt_state, params, **more):
+    """One update; of ``value``, ``grad`` and ``value_fn`` the optimizer receives those that it takes."""
+    update = optax.with_extra_args_support(optimizer).update
+    taken = inspect.signature(update).parameters
+    if all(p.kind is not p.VAR_KEYWORD for p in taken.values()):
+        more = {name: more[name] for name in more if name in taken}
+    return update(grads, opt_state, params, **more)
 
 
 def _moved(params, settings):
@@ -386,23 +436,28 @@ def _moved(params, settings):
 
 @jit_once
 def _start(key, params, settings, n, many):
+    """The first state, of one flow or of many."""
+    start = lambda key, params: _first_state(key, params, settings, n)
+    return (eqx.filter_vmap(start) if many else start)(key, params)
+
+
+def _first_state(key, params, settings, n) -> _State:
     """The first state, with the types of the next ones (a weak one would compile the loop twice).
 
-    Parameters are copied, since the loop gives its buffers away.
+    Parameters are copied, since the loop gives its buffers away. The best loss is finite, since an infinite
+    one would stop a user who asks JAX to report infinities.
     """
-
-    def start(key, params):
-        rows_key, key = jr.split(key)
-        copy = lambda tree: jax.tree.map(lambda a: jnp.array(a, a.dtype), tree)
-        none = jnp.full((), -1, jnp.int32)
+    rows_key, key = jr.split(key)
+    none = jnp.full((), -1, jnp.int32)
+    loss_type = jnp.zeros(()).dtype
+    worst = jnp.full((), jnp.finfo(loss_type).max, loss_type)
+    with _OPTAX_PROMOTES():
         opt_state = _optimizer(settings, 1.0).init(_moved(params, settings))
-        state = _State(
-            params, opt_state, params, params, jnp.full((), jnp.inf), none + 1, none, none + 1,
-            jr.key_data(key), jr.permutation(rows_key, n),
-        )  # fmt: skip
-        return copy(state)
-
-    return (eqx.filter_vmap(start) if many else start)(key, params)
+    state = _State(
+        params, opt_state, params, params, worst, none + 1, none, none + 1,
+        jr.key_data(key), jr.permutation(rows_key, n),
+    )  # fmt: skip
+    return jax.tree.map(lambda a: jnp.array(a, a.dtype), state)
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -427,15 +482,20 @@ def _steps(x, condition, rate, n_val, static, settings, state):
         batch = take(rows)
         if settings.sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, settings.sharding)
-        flow = lambda params: eqx.combine(whole(params), static)
-        value, grads = jax.value_and_grad(lambda p: loss(flow(p), *batch, loss_key))(params)
-        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        value_fn = lambda params: loss(eqx.combine(whole(params), static), *batch, loss_key)
+        value, grads = jax.value_and_grad(value_fn)(params)
+        more = {"value": value, "grad": grads, "value_fn": value_fn}
+        with _OPTAX_PROMOTES():
+            updates, new_opt_state = _update(optimizer, grads, opt_state, params, **more)
+            new_params = optax.apply_updates(params, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
         go = finite & (failed < 0) & (i < settings.steps)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(go, a, b), new, old)
-        params = keep(optax.apply_updates(params, updates), params)
+        params = keep(new_params, params)
         opt_state = keep(new_opt_state, opt_state)
-        part = jnp.where(go, 1 / (1 + settings.average * i), 0)  # of a memory that grows with the steps
+        part = jnp.where(
+            go, 1 / (1 + settings.average * i.astype(float)), 0
+        )  # of a memory that grows with the steps
         average = jax.tree.map(lambda a, p: a + part.astype(a.dtype) * (p - a), average, params)
         failed = jnp.where((failed < 0) & ~finite & (i < settings.steps), i, failed)
         return (params, opt_state, average, failed), value
@@ -447,15 +507,17 @@ def _steps(x, condition, rate, n_val, static, settings, state):
     params, average = whole(params), whole(average)
     held_out = take(state.rows[n_train:])
     value = loss(eqx.combine(average, static), *held_out, jr.fold_in(key, 2**31 - 1))
-    better = value < state.best_loss
+    judged = jnp.asarray(value, state.best_loss.dtype)
+    better = jnp.isfinite(judged) & (judged < state.best_loss)
     done = jnp.minimum(state.step + settings.chunk, settings.steps).astype(jnp.int32)
+    taken = jnp.where(failed < 0, done, failed)  # the step that failed was not taken, nor any after it
     state = state._replace(
         params=params,
         opt_state=opt_state,
         average=average,
         best_params=jax.tree.map(lambda a, b: jnp.where(better, a, b), average, state.best_params),
-        best_loss=jnp.where(better, value, state.best_loss).astype(state.best_loss.dtype),
-        best_step=jnp.where(better, done, state.best_step),
+        best_loss=jnp.where(better, judged, state.best_loss),
+        best_step=jnp.where(better, taken, state.best_step),
         failed_step=failed,
         step=done,
     )
@@ -467,14 +529,28 @@ def _watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _fingerprint(flow, x, condition, rates, settings, val_fraction, key) -> str:
-    """What a checkpoint must agree on: start, data, settings, key."""
-    digest = hashlib.sha256()
-    arrays = [*jax.tree.leaves(eqx.filter(flow, eqx.is_array)), x, condition, rates, jr.key_data(key)]
-    for array in arrays:
-        if array is not None:
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.asarray(array).tobytes())
-    plain = settings._replace(optimizer=None, loss=None, sharding=None)
-    digest.update(repr((plain, val_fraction, settings.optimizer is None, settings.loss is None)).encode())
-    return digest.hexdigest()
+def _everywhere(mesh: Mesh, tree: Any) -> Any:
+    """The tree with a copy of every array on each device."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), rest)
+
+
+def _run_mark(key, flow, x, condition, rates, settings, n_val) -> dict[str, Any]:
+    """What a checkpoint of this run records; see :func:`fit` for what it covers."""
+    plain = settings._replace(sharding=None)
+    arrays, rest = eqx.partition((key, flow, x, condition, rates), eqx.is_array)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)  # wherever they lie
+
+    def program(arrays):
+        key, flow, x, condition, rate = eqx.combine(arrays, rest)
+        params, static = split_parameters(flow)
+        state = _first_state(key, params, plain, len(x))
+        return _steps(x, condition, rate, n_val, static, plain, state)
+
+    compared = {
+        "the start parameters": jax.tree.leaves(eqx.filter(flow, eqx.is_array)),
+        "the data": [x, condition],
+        "the key": jr.key_data(key),
+        "the settings": [repr((plain._replace(optimizer=None, loss=None), n_val)), rates],
+    }
+    return fingerprint(compared, jax.make_jaxpr(program)(shapes))

@@ -1,6 +1,7 @@
 """Training and files: what fit promises, kept."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flowjax.bijections import Affine
 from flowjax.distributions import Normal, Transformed
 from paramax import unwrap
 
 import gauss_flows as gf
-from gauss_flows import train
+from gauss_flows import checkpoint, io, train
+from gauss_flows.result import reason
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -31,6 +34,46 @@ def small(key=None, **options):
 
 def data(n=600):
     return jnp.array([[1.0, -2.0]]) + jnp.array([[2.0, 0.5]]) * jr.normal(jr.key(9), (n, 2))
+
+
+class Point(eqx.Module):
+    """A model of a few numbers, whose path is known in closed form; compiling it costs next to nothing."""
+
+    at: jax.Array
+    shape: tuple[int, ...] = eqx.field(static=True, default=(1,))
+    cond_shape: None = eqx.field(static=True, default=None)
+
+
+class HalfLine(Point):
+    """An exponential density, whose support is x > 0."""
+
+    def log_prob(self, x, condition=None):
+        rate = jnp.exp(self.at)[0]
+        return jnp.where(x[..., 0] > 0, jnp.log(rate) - rate * x[..., 0], -jnp.inf)
+
+
+def height(point, x, condition, key):
+    """A loss of gradient 1, so that an update is the learning rate, and a loss says where the model is."""
+    return point.at.sum()
+
+
+def fit_point(point=None, x=None, key=None, **options):
+    """Forty steps in chunks of four, by default plain steps of size 1 downhill."""
+    defaults = {
+        "steps": 40, "batch_size": 2, "progress": False, "optimizer": optax.sgd(1.0), "loss": height
+    }  # fmt: skip
+    point = Point(jnp.zeros(1)) if point is None else point
+    return gf.fit(
+        jr.key(0) if key is None else key, point, np.ones((8, 1)) if x is None else x, **defaults | options
+    )
+
+
+def average_of(path, memory):
+    """The moving average that ``fit`` keeps of the models after each update."""
+    average = 0.0
+    for i, at in enumerate(path):
+        average += (at - average) / (1 + memory * i)
+    return average
 
 
 def leaves(tree):
@@ -117,22 +160,99 @@ def test_fit_many_equals_fit_key_by_key():
 def test_the_parameters_kept_are_averaged():
     """With plain steps of size 1 on a loss whose gradient is 1, the average is known in closed form."""
 
-    class Point(eqx.Module):
-        at: jax.Array
-        shape: tuple[int, ...] = eqx.field(static=True, default=(1,))
-        cond_shape: None = eqx.field(static=True, default=None)
-
-    options = {
-        "steps": 40, "batch_size": 2, "progress": False, "optimizer": optax.sgd(1.0),
-        "loss": lambda point, x, condition, key: point.at.sum(),
-    }  # fmt: skip
-    run = lambda **more: gf.fit(jr.key(0), Point(jnp.zeros(1)), np.ones((8, 1)), **options, **more)
+    path = -np.arange(1.0, 41)
     for memory in (0.25, 0.5):
-        average = 0.0
-        for i in range(40):
-            average += (-(i + 1) - average) / (1 + memory * i)
-        np.testing.assert_allclose(run(average=memory).flow.at, average, rtol=1e-5)
-    np.testing.assert_allclose(run(average=0).flow.at, -40)
+        np.testing.assert_allclose(fit_point(average=memory).flow.at, average_of(path, memory), rtol=1e-5)
+    np.testing.assert_allclose(fit_point(average=0).flow.at, -40)
+
+
+def test_the_averaged_parameters_are_judged_over_the_last_twelfth():
+    """Each validation loss is that of the average so far, which is about a twelfth of the steps behind."""
+    result = fit_point(steps=200)
+    path = -np.arange(1.0, 201)
+    assert list(result.val_steps) == list(range(20, 201, 20))
+    wanted = [average_of(path[:k], 1 / 12) for k in result.val_steps]
+    np.testing.assert_allclose(result.val_loss, wanted, rtol=1e-5)
+    np.testing.assert_allclose(result.val_loss[-1], -200 * 12 / 13, rtol=0.01)
+    np.testing.assert_allclose(result.flow.at, wanted[-1], rtol=1e-5)
+
+
+def test_the_schedule_is_one_cycle_that_ends_at_half_the_peak():
+    """Under a constant gradient a step of Adam is the learning rate. Without averaging it ends at zero."""
+
+    def rates(**options):
+        losses = fit_point(steps=101, optimizer=None, **options).train_loss
+        return -np.diff(losses)
+
+    def cosine(start, stop, part):
+        return start + (stop - start) * (1 - np.cos(np.pi * part)) / 2
+
+    step = np.arange(100)
+    for options, end in (({}, 0.5), ({"average": 0}, 0.0)):
+        found = rates(learning_rate=1e-2, **options)
+        rise = cosine(1 / 25, 1, step / 30)
+        fall = cosine(1, end, (step - 30) / (101 - 30))
+        np.testing.assert_allclose(found, 1e-2 * np.where(step < 30, rise, fall), rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(rates().max(), 1e-2, rtol=1e-3)  # the default peak
+
+
+def test_the_gradient_is_clipped_by_its_global_norm():
+    """A step of Adam shows the size of a gradient where that is near its ε of 1e-8."""
+    loss = lambda point, x, condition, key: (point.at * jnp.array([3e-8, 4e-8])).sum()
+    point = Point(jnp.zeros(2), shape=(2,))
+
+    def moved(loss=loss, **options):
+        options |= {"steps": 20, "average": 0, "optimizer": None}
+        return np.asarray(fit_point(point, np.ones((8, 2)), loss=loss, **options).flow.at)
+
+    rates = moved(loss=height)  # minus the sum of all rates
+    for norm, gradient in ((1e-8, [0.6e-8, 0.8e-8]), (2e-8, [1.2e-8, 1.6e-8]), (None, [3e-8, 4e-8])):
+        share = np.array(gradient) / (np.array(gradient) + 1e-8)
+        np.testing.assert_allclose(moved(clip_norm=norm), share * rates, rtol=1e-3)
+    loss = lambda point, x, condition, key: 3 * point.at.sum()
+    np.testing.assert_allclose(fit_point(loss=loss, average=0, clip_norm=1.0).flow.at, -120)  # sgd: unclipped
+    steep = lambda point, x, condition, key: jnp.exp(100 * point.at).sum()  # of norm 100, then much less
+    losses = fit_point(loss=steep, optimizer=None, clip_norm=1.0, steps=20, learning_rate=1e-2).train_loss
+    default = fit_point(loss=steep, optimizer=None, steps=20, learning_rate=1e-2).train_loss
+    unclipped = fit_point(loss=steep, optimizer=None, clip_norm=None, steps=20, learning_rate=1e-2).train_loss
+    np.testing.assert_array_equal(default, losses)
+    assert abs(unclipped - default).max() > 0.01
+
+
+def test_batches_are_drawn_with_replacement_from_the_training_rows():
+    """Row k is 8^k, so that the sum of a batch of six says how often it holds each row."""
+    x = 8.0 ** np.arange(7)[:, None]
+    loss = lambda point, x, condition, key: 0 * point.at.sum() + x.sum()
+    result = fit_point(x=x, loss=loss, batch_size=6, val_fraction=0.01)
+    assert len(set(result.val_loss)) == 1
+    held_out = int(np.log2(result.val_loss[0])) // 3
+    assert result.val_loss[0] == 8.0**held_out, "one row is held out, however small the part"
+    counts = np.array([[int(total) >> (3 * k) & 7 for k in range(7)] for total in result.train_loss])
+    assert (counts.sum(axis=1) == 6).all()
+    assert (counts[:, held_out] == 0).all()
+    assert (counts.max(axis=1) > 1).all(), "six of six rows, drawn with replacement, would hardly ever differ"
+    assert (counts.sum(axis=0) > 0).sum() == 6
+    assert len(np.unique(counts, axis=0)) > 30
+
+
+def test_another_learning_rate_costs_no_compilation():
+    traces = []
+
+    def loss(point, x, condition, key):
+        traces.append(0)
+        return height(point, x, condition, key)
+
+    for rate in (1e-2, 3e-2):
+        fit_point(loss=loss, optimizer=None, learning_rate=rate)
+        assert len(traces) == 2  # once for the steps, once for the validation rows
+
+
+def test_patience_is_counted_in_steps():
+    """The validation loss is measured after every 10 steps, and is never lower than after the first 10."""
+    for patience, steps in ((1, 20), (10, 20), (11, 30), (30, 40), (31, 50)):
+        result = fit_point(steps=100, optimizer=optax.sgd(0.0), patience=patience)
+        assert (result.stopped, len(result.train_loss), result.best_step) == ("patience", steps, 10)
+        assert list(result.val_steps) == list(range(10, steps + 1, 10))
 
 
 def test_steps_that_do_not_divide_into_chunks():
@@ -175,6 +295,182 @@ def test_a_loss_that_is_not_finite_stops_with_the_best_so_far():
     assert (many.failed_step >= 0).all()
 
 
+def breaks_below(depth, sign=1):
+    """A loss that is NaN for batches after ``depth`` steps; ``sign`` is that of the validation loss."""
+
+    def loss(point, x, condition, key):
+        value = height(point, x, condition, key)
+        return jnp.where(value < 0.5 - depth, jnp.nan, value) if len(x) == 2 else sign * value
+
+    return loss
+
+
+@pytest.mark.parametrize("depth", [0, 1, 20, 25])
+def test_a_failure_inside_a_chunk_names_only_steps_that_were_taken(depth, tmp_path):
+    """Chunks are of ten steps; the parameters kept are the average after the last good step."""
+    options = {"steps": 100, "loss": breaks_below(depth), "checkpoint": tmp_path / "run.ckpt"}
+    options["val_fraction"] = 3 / 8  # unlike the batch size
+    results = []
+    for _ in range(2):  # the second is read from the file, and takes no step
+        with pytest.raises(gf.NonFiniteLoss, match=f"not finite at step {depth};") as error:
+            fit_point(**options)
+        results.append(error.value.result)
+    for result in results:
+        assert (result.failed_step, result.best_step, result.stopped) == (depth, depth, "non-finite")
+        assert list(result.val_steps) == {0: [0], 1: [1], 20: [10, 20], 25: [10, 20, 25]}[depth]
+        wanted = [average_of(-np.arange(1.0, k + 1), 1 / 12) for k in result.val_steps]
+        np.testing.assert_allclose(result.val_loss, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result.flow.at, wanted[-1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(result.train_loss, [*-np.arange(depth), np.nan])
+
+
+def test_after_a_failure_the_best_step_of_an_earlier_chunk_stands():
+    with pytest.raises(gf.NonFiniteLoss, match=r"`.result` holds the flow of step 10\.") as error:
+        fit_point(steps=100, loss=breaks_below(25, sign=-1), val_fraction=3 / 8)
+    result = error.value.result
+    assert (result.failed_step, result.best_step) == (25, 10)
+    np.testing.assert_allclose(result.flow.at, average_of(-np.arange(1.0, 11), 1 / 12), rtol=1e-5)
+
+
+def test_each_key_of_many_fails_alone_and_its_result_is_that_of_fit():
+    """Key i starts at a height of its own, and fails after so many steps more, or never."""
+    keys = jr.split(jr.key(0), 4)
+    make = lambda key: Point(jnp.floor(150 * jr.uniform(key, (1,))))
+    options = {
+        "steps": 100, "batch_size": 2, "val_fraction": 3 / 8, "progress": False, "optimizer": optax.sgd(1.0),
+        "loss": breaks_below(25),
+    }  # fmt: skip
+    x = np.ones((8, 1))
+    many = gf.fit_many(keys, make, x, **options)
+    assert (many.failed_step >= 0).any()
+    assert (many.failed_step < 0).any()
+    assert many.train_loss.shape == (4, 100)
+    assert many.val_loss.shape == many.val_steps.shape == (4, 10)
+    for i, key in enumerate(keys):
+        start, run = jr.split(key)
+        try:
+            one = gf.fit(run, make(start), x, **options)
+        except gf.NonFiniteLoss as error:
+            one = error.result
+            assert np.isnan(many.train_loss[i, one.failed_step :]).all()
+        each = many[i]
+        assert (each.best_step, each.failed_step) == (one.best_step, one.failed_step)
+        assert each.stopped == one.stopped
+        np.testing.assert_array_equal(each.val_steps, one.val_steps)
+        np.testing.assert_allclose(each.train_loss, one.train_loss, rtol=1e-6)
+        np.testing.assert_allclose(each.val_loss, one.val_loss, rtol=1e-6)
+        np.testing.assert_allclose(each.flow.at, one.flow.at, rtol=1e-6)
+
+
+def test_losses_of_steps_that_were_not_taken_are_not_shown():
+    """Here the batches after a failure have a finite loss again, but no update follows."""
+
+    def loss(point, x, condition, key):
+        return jnp.where((jr.uniform(key) < 0.1) & (len(x) == 2), jnp.nan, point.at.sum())
+
+    options = {"steps": 100, "batch_size": 2, "val_fraction": 3 / 8, "progress": False}
+    start = lambda key: Point(jnp.zeros(1))
+    many = gf.fit_many(jr.split(jr.key(0), 3), start, np.ones((8, 1)), loss=loss, **options)
+    for i, failed in enumerate(many.failed_step):
+        assert 0 <= failed < 90
+        assert np.isfinite(many.train_loss[i, :failed]).all()
+        assert np.isnan(many.train_loss[i, failed:]).all()
+        assert many[i].train_loss.shape == (failed + 1,)
+
+
+def test_a_result_of_many_is_indexed_by_key():
+    """Each flow works by itself; the stacked one still does under ``vmap``."""
+    keys, x = jr.split(jr.key(3), 3), np.linspace(0.1, 2, 50)[:, None]
+    make = lambda key: HalfLine(jr.normal(key, (1,)))
+    many = gf.fit_many(keys, make, x, steps=2, batch_size=8, progress=False)
+    assert len(many) == len(list(many)) == 3
+    stacked = eqx.filter_vmap(lambda flow: flow.log_prob(x))(many.flow)
+    assert len(set(many.train_loss[:, 0])) == 3
+    for i in range(-3, 3):
+        np.testing.assert_allclose(many[i].flow.log_prob(x), stacked[i], rtol=1e-5)
+        np.testing.assert_array_equal(many[i].train_loss, many.train_loss[i])
+        assert isinstance(many[i].best_step, int)
+    for i in (3, -4):
+        with pytest.raises(IndexError, match=f"must lie between -3 and 2; got {i}"):
+            many[i]
+    with pytest.raises(TypeError, match="must be a whole number; got 'a'"):
+        many["a"]
+    one = fit_point()
+    assert one
+    for use in (len, lambda result: result[0], list):
+        with pytest.raises(TypeError, match="Only a result of `fit_many`"):
+            use(one)
+
+
+def test_fit_many_refuses_what_is_not_an_array_of_keys():
+    for keys in (jr.key(0), jr.split(jr.key(0), 3)[:0], 3):
+        with pytest.raises(ValueError, match="`keys` must be an array of random keys, one per flow"):
+            gf.fit_many(keys, small, data())
+
+
+def test_rows_outside_the_support_are_counted_and_named():
+    """Also where they are held out: every validation loss would be infinite, and training does not go on."""
+    x = np.linspace(0.1, 2, 50)[:, None]
+    start = HalfLine(jnp.zeros(1))
+    options = {"steps": 100, "batch_size": 16, "loss": None, "optimizer": None}
+    assert fit_point(start, x, **options).stopped == "steps"
+    one, many = x.copy(), x.copy()
+    one[17], many[3:20] = 0.0, -1.0
+    with pytest.raises(
+        gf.NonFiniteLoss, match=r"1 of 50 rows of `x` has log-density −inf: row 17\. .*support"
+    ) as e:
+        fit_point(start, one, **options)
+    assert "learning_rate" not in str(e.value)
+    with pytest.raises(gf.NonFiniteLoss, match=r"not finite at step 0.*17 of 50 rows") as error:
+        fit_point(start, many, **options)
+    assert "rows 3, 4, 5, 6, 7, …." in str(error.value)
+    assert error.value.result.best_step == error.value.result.failed_step == 0
+    probe = lambda point, x, condition, key: 0 * point.at.sum() + x.sum()
+    place = 8.0 ** np.arange(7)[:, None]
+    held_out = int(np.log2(fit_point(x=place, loss=probe, val_fraction=0.01, steps=1).val_loss[0])) // 3
+    bad = np.ones((7, 1))
+    bad[held_out] = 0.0
+    with pytest.raises(gf.NonFiniteLoss, match=r"validation loss was never finite.*1 of 7 rows") as error:
+        fit_point(start, bad, val_fraction=0.01, loss=None, steps=100)
+    assert len(error.value.result.val_loss) == 1, "it went on"
+    assert error.value.result.best_step == 0
+
+
+def test_the_advice_of_a_failure_fits_its_cause():
+    with pytest.raises(gf.NonFiniteLoss, match="Lower `learning_rate`"):  # a Point has no log_prob at all
+        fit_point(steps=100, loss=breaks_below(25))
+    with pytest.raises(gf.NonFiniteLoss, match="No update was made before, so look at the `loss`"):
+        fit_point(loss=breaks_below(0))
+    result = fit_point(steps=1)
+    outside = (result, jr.key(0), HalfLine(jnp.zeros(1)), -np.ones((8, 1)), None)
+    assert "8 of 8 rows" in reason(*outside, noise=False)
+    assert "rows" not in reason(*outside, noise=True)  # distill's rows are noise
+
+
+def test_a_loss_that_is_never_finite_on_the_held_out_rows_is_not_a_success():
+    loss = lambda point, x, condition, key: jnp.where(len(x) == 2, 1.0, jnp.nan) * point.at.sum()
+    with pytest.raises(gf.NonFiniteLoss, match="the validation loss was never finite") as error:
+        fit_point(loss=loss)
+    assert (error.value.result.failed_step, error.value.result.best_step) == (-1, 0)
+    minus = lambda point, x, condition, key: jnp.where(len(x) == 2, 0.0, -jnp.inf) + point.at.sum()
+    with pytest.raises(gf.NonFiniteLoss, match="the validation loss was never finite") as error:
+        fit_point(loss=minus)
+    assert (error.value.result.best_step, float(error.value.result.flow.at[0])) == (0, 0.0)
+
+
+def test_interruption_while_the_first_chunk_starts_returns_the_start(monkeypatch):
+    """The loop has given its buffers away by then."""
+
+    def interrupted(data, state, chunk=train._chunk):
+        chunk(data, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_chunk", interrupted)
+    result = fit_point(Point(jnp.full(1, 7.0)))
+    assert (result.stopped, result.best_step, result.train_loss.shape) == ("interrupted", 0, (0,))
+    assert float(result.flow.at[0]) == 7
+
+
 def test_interruption_returns_the_best_so_far(monkeypatch):
     calls = []
 
@@ -192,10 +488,16 @@ def test_interruption_returns_the_best_so_far(monkeypatch):
 
 
 RUN = """
-import sys, pathlib, gauss_flows as gf, jax.random as jr
+import sys, pathlib, gauss_flows as gf, jax.numpy as jnp, jax.random as jr, optax
 sys.path.insert(0, {tests!r})
 from test_train import small, data
-result = gf.fit(jr.key(1), small(), data(), steps=2000, batch_size=64, progress=False, checkpoint={path!r})
+weight = 2 * jnp.ones(64)
+loss = lambda flow, x, condition, key: -weight.mean() * flow.log_prob(x).mean()
+optimizer = optax.chain(optax.clip(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 2000)))
+result = gf.fit(
+    jr.key(1), small(), data(), steps=2000, batch_size=64, progress=False, checkpoint={path!r},
+    loss=loss, optimizer=optimizer,
+)
 gf.save({out!r}, result.flow)
 print(result.train_loss.sum(), result.best_step)
 """
@@ -232,6 +534,169 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             gf.fit(key, small(), x, steps=steps, **options)
 
 
+def scaled(weight):
+    return lambda point, x, condition, key: (weight * point.at).sum()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"optimizer": optax.adam(1e-4)}, {"optimizer": optax.adam(1e-2)}),
+        ({"optimizer": optax.adam(1e-2)}, {"optimizer": optax.adam(1e-2, b1=0.90001)}),
+        ({"optimizer": optax.adam(1e-2)}, {"optimizer": optax.adamw(1e-2)}),
+        ({"optimizer": optax.adam(1e-2)}, {"optimizer": optax.lbfgs()}),  # a state of another structure
+        ({"optimizer": optax.sgd(optax.cosine_decay_schedule(1.0, 9))},
+         {"optimizer": optax.sgd(optax.cosine_decay_schedule(1.0, 10))}),
+        ({"optimizer": optax.inject_hyperparams(optax.sgd)(1.0)},
+         {"optimizer": optax.inject_hyperparams(optax.sgd)(2.0)}),
+        ({"loss": scaled(2.0)}, {"loss": scaled(2.0000002)}),
+        ({"loss": scaled(np.float32(2.0))}, {"loss": scaled(np.float32(2.0000002))}),
+        ({"loss": scaled(jnp.full(1, 2.0))}, {"loss": scaled(jnp.full(1, 3.0))}),
+        ({"loss": lambda p, x, c, k: jax.jit(scaled(jnp.full(1, 2.0)))(p, x, c, k)},
+         {"loss": lambda p, x, c, k: jax.jit(scaled(jnp.full(1, 3.0)))(p, x, c, k)}),
+        ({"loss": lambda p, x, c, k: jnp.sin(p.at).sum()}, {"loss": lambda p, x, c, k: jnp.cos(p.at).sum()}),
+        ({"optimizer": None, "clip_norm": 1.0}, {"optimizer": None, "clip_norm": 2.0}),
+        ({"optimizer": None, "average": 0.25}, {"optimizer": None, "average": 0.5}),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_optimizer_or_loss_is_refused(first, second, tmp_path):
+    whole = fit_point(steps=8, checkpoint=tmp_path / "run.ckpt", **first)
+    again = fit_point(steps=8, checkpoint=tmp_path / "run.ckpt", **first)
+    np.testing.assert_array_equal(whole.train_loss, again.train_loss)
+    with pytest.raises(ValueError, match=r"`checkpoint` must be of this run; .*run\.ckpt"):
+        fit_point(steps=8, checkpoint=tmp_path / "run.ckpt", **second)
+
+
+def test_a_checkpoint_is_accepted_from_an_equal_optimizer_and_loss_made_anew(tmp_path):
+    """Also with another patience; and a run that ended by patience ends there again."""
+    make = lambda: {"optimizer": optax.adam(1e-9), "loss": scaled(jnp.full(1, 2.0)), "steps": 100}
+    path = tmp_path / "run.ckpt"
+    loss = lambda point, x, condition, key: 0 * point.at.sum()
+    flat = [fit_point(steps=100, loss=loss, patience=20, checkpoint=path) for _ in range(2)]
+    assert [(result.stopped, len(result.train_loss)) for result in flat] == [("patience", 30)] * 2
+    assert fit_point(steps=100, loss=loss, patience=40, checkpoint=path).train_loss.shape == (50,)
+    path.unlink()
+    first, second = (fit_point(**make(), checkpoint=path) for _ in range(2))
+    np.testing.assert_array_equal(first.train_loss, second.train_loss)
+
+
+def test_the_error_of_a_checkpoint_says_what_differs(tmp_path, monkeypatch):
+    path = tmp_path / "run.ckpt"
+    run = lambda **options: fit_point(steps=4, checkpoint=path, **options)
+    run()
+    for options, what in (
+        ({"key": jr.key(5)}, "the key"),
+        ({"x": 2 * np.ones((8, 1))}, "the data"),
+        ({"point": Point(jnp.ones(1))}, "the start parameters"),
+        ({"average": 0.5}, "the settings"),
+        ({"average": 0.5, "key": jr.key(5)}, "the key and the settings"),
+        ({"loss": scaled(3.0)}, "the loss, the optimizer or the flow's structure"),
+    ):
+        with pytest.raises(ValueError, match=f"is of a run that differs in {what}\\."):
+            run(**options)
+    now = checkpoint._version("jax")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_version", lambda package: "99.9")
+        with pytest.raises(ValueError, match=rf"was written under jax {re.escape(now)} \(now 99\.9\)"):
+            run(loss=scaled(3.0))
+        assert run().train_loss.shape == (4,)  # the program is the same under both
+    settings = train._Settings(4, 1, 2, 1.0, 1 / 12, optax.sgd(1.0), height, None)
+    state, notes = io.read(path, train._start(jr.key(0), Point(jnp.zeros(1)), settings, 8, None))
+    io.write(path, state, notes | {"run": "0" * 64})  # as 0.1.0 wrote it
+    with pytest.raises(ValueError, match="by a version of it that did not record the loss and the optimizer"):
+        run()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"`checkpoint` must be of this run; .*run\.ckpt: "):
+        run()
+
+
+def test_a_digest_sees_values_and_not_addresses():
+    """The program's text is not enough: arrays are shortened there."""
+    digest = lambda function, *args: checkpoint.digest(jax.make_jaxpr(function)(*args))
+    long = np.zeros(5000, np.float32)
+    other = long.copy()
+    other[2500] = 1e-30
+    inner = lambda a: jax.jit(lambda x: jax.lax.cond(x > 0, lambda: x * jnp.asarray(a).sum(), lambda: x))
+    assert digest(inner(long), 1.0) == digest(inner(long.copy()), 1.0)
+    assert digest(inner(long), 1.0) != digest(inner(other), 1.0)
+    assert digest(lambda x: x - 2 * x, 1.0) != digest(lambda x: 2 * x - x, 1.0)
+    assert digest(lambda x, y: x - y, 1.0, 2.0) != digest(lambda x, y: y - x, 1.0, 2.0)
+    assert checkpoint.digest([object(), {"b": 1, "a": {2}}]) == checkpoint.digest(
+        [object(), {"a": {2}, "b": 1}]
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optax.adam, r"got adam; call it first, as in `adam\(\.\.\.\)`"),
+        (optax.GradientTransformation, "call it first"),
+        (lambda: optax.adam(1e-2), "call it first"),
+        ("adam", "got 'adam'"),
+        (1e-3, r"got 0\.001"),
+    ],
+)
+def test_an_optimizer_that_is_none_is_named(optimizer, message):
+    with pytest.raises(ValueError, match=rf"`optimizer` must be an optax transformation .*{message}"):
+        fit_point(optimizer=optimizer)
+    with pytest.raises(ValueError, match="`optimizer` must be"):
+        gf.fit_many(jr.split(jr.key(0), 2), small, data(), optimizer=optimizer)
+
+
+def distance(point, x, condition, key):
+    return jnp.square(point.at - x.mean(axis=0)).sum()
+
+
+def test_optimizers_receive_value_gradient_and_loss():
+    """One that moves only where all three are those of the step's batch; and optax's own that need them."""
+
+    def update(updates, state, params, *, value, grad, value_fn):
+        right = (value == value_fn(params)) & (value == params.at.sum()) & (grad.at == updates.at)
+        return jax.tree.map(lambda u: jnp.where(right, -u, jnp.nan), updates), state
+
+    ours = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    np.testing.assert_allclose(fit_point(optimizer=ours, average=0).flow.at, -40)
+    only_value = lambda updates, state, params, *, value: (
+        jax.tree.map(lambda u: value - u - 5, updates),
+        state,
+    )
+    ours = optax.GradientTransformationExtraArgs(lambda params: (), only_value)
+    assert fit_point(optimizer=ours, average=0, steps=2).flow.at[0] == -18  # 0 → -6 → -6 + (-6 - 6)
+    x = np.full((8, 1), 3.0)
+    for optimizer in (
+        optax.lbfgs(),
+        optax.chain(optax.adam(0.5), optax.contrib.reduce_on_plateau(patience=2)),
+        optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=False),  # takes none of the three
+    ):
+        result = fit_point(x=x, loss=distance, optimizer=optimizer, average=0)
+        assert result.train_loss[0] == 9
+        assert result.val_loss[-1] < 1.0
+    flat = optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
+    still = lambda at: at - jax.lax.stop_gradient(at)  # 0, with a gradient of 1
+    loss = lambda point, x, condition, key: (still(point.at) if len(x) == 2 else point.at).sum()
+    path = fit_point(loss=loss, optimizer=flat, average=0, steps=6).flow.at
+    assert -5 < path[0] < -1, "no plateau was seen"
+
+
+@pytest.mark.nightly
+def test_lbfgs_trains_a_flow():
+    start, x = small(), data()
+    result = gf.fit(jr.key(1), start, x, steps=20, batch_size=256, optimizer=optax.lbfgs(), progress=False)
+    assert float(result.flow.log_prob(x).mean()) > float(start.log_prob(x).mean()) + 1
+
+
+def test_fit_passes_under_debugging_and_strict_types():
+    """Nothing that ``fit`` adds to a finite loss is infinite or NaN, and it mixes no types of numbers."""
+    strict = lambda: jax.numpy_dtype_promotion("strict")
+    for context in (lambda: jax.debug_infs(True), lambda: jax.debug_nans(True), strict):
+        for optimizer in (None, optax.adam(1e-2)):
+            with context():
+                result = fit_point(optimizer=optimizer, steps=5)
+            assert np.isfinite(result.val_loss).all()
+    with strict(), pytest.raises(Exception, match="dtype promotion"):  # the user's own loss stays strict
+        fit_point(loss=lambda point, x, condition, key: point.at.sum() + jnp.ones((), jnp.float16))
+
+
 SHARDED = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -249,6 +714,41 @@ try:
 except ValueError as error:
     print(error)
 """
+
+
+MESHES = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import sys, contextlib, jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+sys.path.insert(0, {tests!r})
+from test_train import Point, distance, fit_point, jnp
+x = np.linspace(0, 1, 24)[:, None].astype(np.float32)
+options = dict(loss=distance, batch_size=8, steps=5, optimizer=None)
+one = fit_point(x=x, **options)
+explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+for mesh, inside, placed in (
+    (jax.make_mesh((8,), ("data",)), False, False),
+    (jax.make_mesh((8,), ("data",)), True, True),
+    (explicit, True, True),
+    (explicit, False, True),
+    (jax.make_mesh((4, 2), ("data", "model")), False, False),
+):
+    put = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
+    inputs = (Point(put(np.zeros(1, np.float32))), put(x, "data")) if placed else (Point(jnp.zeros(1)), x)
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
+        result = fit_point(*inputs, sharding=mesh, **options)
+        assert (2 * result.flow.at).shape == (1,)
+    np.testing.assert_allclose(one.train_loss, result.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(one.flow.at, result.flow.at, rtol=1e-5)
+print("done")
+"""
+
+
+def test_meshes_of_explicit_axes_give_the_result_of_one_device():
+    code = MESHES.format(tests=str(Path(__file__).parent))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "done\n", run.stderr[-2000:]
 
 
 @pytest.mark.nightly

@@ -4,7 +4,8 @@
 
 Each fault is one that a careful person makes. It is planted in a copy of the repository's files, where the
 tests named for it run, and then its chapters, by strict nbval, up to the first that fails. The same selection
-must first pass in the copy as it is. The result is the table `mutants.csv`; rows are replaced as they come.
+must first pass in the copy as it is. The results are the tables `mutants.csv` and, for the faults that only
+contradict a docstring, `documented.csv`; rows are replaced as they come.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "mutants.csv"
+DOCUMENTED_TABLE = ROOT / "tests" / "documented.csv"
 CACHE = ROOT / ".pytest_cache" / "jax" / "mutants"  # one process at a time writes here
 FIELDS = ("name", "file", "tests", "notebook", "seconds")
 PARTS = (
@@ -40,7 +42,7 @@ class Mutant(NamedTuple):
     file: str  # in gauss_flows/
     old: str
     new: str
-    chapters: str  # by name, the cheapest that teaches it first
+    chapters: str  # by name, the cheapest that teaches it first; none where only a docstring states it
     tests: str  # a file in tests/, and what to select in it (pytest's -k)
 
 
@@ -244,6 +246,219 @@ MUTANTS = tuple(Mutant(*row) for row in (
      "test_train.py load_says_what"),
 ))  # fmt: skip
 
+# Defaults, orders and statistics that a docstring states and that no chapter has to show.
+DOCUMENTED = tuple(Mutant(*row) for row in (
+    # --- numerics
+    ("half precision widened", "numerics.py", "return mills_ratio(v.astype(jnp.float32)).astype(v.dtype)",
+     "return mills_ratio(v.astype(jnp.float32))", "", "test_documented.py half_precision"),
+    # --- bijectors
+    ("softplus where an exponential is promised", "bijectors.py", "(jnp.exp, {}) if math.isinf(bound)",
+     "(jax.nn.softplus, {}) if math.isinf(bound)", "", "test_documented.py affine_scales"),
+    ("mixture does not start near the identity", "bijectors.py",
+     "super().__init__(n_components, log_scale_bound, quantile, 1.0, **components)",
+     "super().__init__(n_components, log_scale_bound, quantile, 2.0, **components)", "",
+     "test_documented.py default_mixtures"),
+    ("deep sigmoid does not start near the identity", "bijectors.py",
+     "quantile, math.pi**2 / 3, **components", "quantile, 1.0, **components", "",
+     "test_documented.py default_mixtures"),
+    ("scale beyond the bound cut to half of it", "bijectors.py", "-0.999, 0.999", "-0.5, 0.5", "",
+     "test_documented.py components_can"),
+    ("scale beyond the bound not moved inside", "bijectors.py",
+     "jnp.clip(jnp.log(scales) / bound, -0.999, 0.999)", "jnp.log(scales) / bound", "",
+     "test_documented.py components_can"),
+    ("thinner bins of a spline", "bijectors.py", "min_width: float = 1e-2", "min_width: float = 1e-3", "",
+     "test_documented.py bins_of"),
+    ("flatter slopes of a spline", "bijectors.py", "min_slope: float = 0.1", "min_slope: float = 0.01", "",
+     "test_documented.py bins_of"),
+    ("greatest slope not the inverse of the least", "bijectors.py", "soft_clip(raw, 1 / self.min_slope)",
+     "soft_clip(raw, 2 / self.min_slope)", "", "test_documented.py bins_of"),
+    ("other default bins of the spline", "bijectors.py", "self, n_bins: int = 8, interval: float = 4.0",
+     "self, n_bins: int = 6, interval: float = 4.0", "", "test_documented.py splines_are"),
+    ("other default interval of the spline", "bijectors.py", "self, n_bins: int = 8, interval: float = 4.0",
+     "self, n_bins: int = 8, interval: float = 3.0", "", "test_documented.py splines_are"),
+    # --- conditioners
+    ("change and gate exchanged", "conditioners.py", "change, gate = jnp.split(",
+     "gate, change = jnp.split(", "", "test_documented.py formulas"),
+    ("block without its first activation", "conditioners.py",
+     "outer(self.activation(inner(self.activation(h))))", "outer(self.activation(inner(h)))", "",
+     "test_documented.py formulas"),
+    ("narrow layer without an activation", "conditioners.py",
+     "depth, activation, activation, key=trunk_key", "depth, activation, key=trunk_key", "",
+     "test_documented.py formulas"),
+    ("wider head", "conditioners.py", "head_width: int = 8", "head_width: int = 16", "",
+     "test_documented.py defaults"),
+    ("attention forgets its tokens", "conditioners.py", "tokens = tokens + look(", "tokens = look(", "",
+     "test_documented.py formulas"),
+    ("attention not normalized at the end", "conditioners.py", "self.last(self.norm(tokens.mean(axis=0)))",
+     "self.last(tokens.mean(axis=0))", "", "test_documented.py formulas"),
+    ("attention normalizes too late", "conditioners.py", "look(normal, normal, normal)",
+     "look(tokens, tokens, tokens)", "", "test_documented.py formulas"),
+    ("two heads", "conditioners.py", "heads: int = 4,", "heads: int = 2,", "",
+     "test_documented.py defaults"),
+    ("activation of attention", "conditioners.py", "activation: Activation = jax.nn.gelu",
+     "activation: Activation = jax.nn.relu", "", "test_documented.py defaults"),
+    ("hidden degrees not shared out evenly", "conditioners.py", "low + j * (high - low + 1) // self.width",
+     "min(low + j, high)", "", "test_documented.py hidden_units"),
+    ("activation of the masked network's input", "conditioners.py", "(self.activation(x) if i else x)",
+     "self.activation(x)", "", "test_documented.py formulas"),
+    # --- linear
+    ("random rotation that is none", "linear.py", "self.params = jax.random.normal(key, (n, *self.shape))",
+     "self.params = jnp.ones((n, *self.shape))", "", "test_documented.py reflections_of"),
+    # --- information
+    ("smaller window", "information.py", "_WINDOW = 8", "_WINDOW = 4", "", "test_documented.py entropies"),
+    ("another neighbour", "information.py", "def entropy(x: ArrayLike, *, k: int = 4)",
+     "def entropy(x: ArrayLike, *, k: int = 3)", "", "test_documented.py entropies"),
+    ("another neighbour of the negentropy", "information.py", "def negentropy(x: ArrayLike, *, k: int = 4)",
+     "def negentropy(x: ArrayLike, *, k: int = 3)", "", "test_documented.py entropies"),
+    ("another neighbour of the total correlation", "information.py",
+     "joint_entropy: float | None = None, k: int = 4", "joint_entropy: float | None = None, k: int = 3", "",
+     "test_documented.py entropies"),
+    # --- coupling
+    ("condition before the passive coordinates", "coupling.py", "jnp.concatenate([passive, condition])",
+     "jnp.concatenate([condition, passive])", "", "test_documented.py conditioner_takes"),
+    ("narrower default network of a coupling", "coupling.py", "        nn_width: int = 64,\n",
+     "        nn_width: int = 32,\n", "", "test_documented.py default_networks"),
+    ("shallower default network of a coupling", "coupling.py", "        nn_depth: int = 2,\n",
+     "        nn_depth: int = 1,\n", "", "test_documented.py default_networks"),
+    ("log-scale bound doubled", "coupling.py", "exp_affine(log_scale_bound)",
+     "exp_affine(2 * log_scale_bound)", "", "test_documented.py affine_scales"),
+    ("mixture coupling forgets its bound", "coupling.py",
+     "MixtureGaussianCDF(n_components, log_scale_bound=log_scale_bound)",
+     "MixtureGaussianCDF(n_components)", "", "test_documented.py mixture_couplings"),
+    ("deep sigmoid coupling forgets its bound", "coupling.py",
+     "DeepSigmoid(n_components, log_scale_bound=log_scale_bound)", "DeepSigmoid(n_components)", "",
+     "test_documented.py mixture_couplings"),
+    ("spline coupling of another interval", "coupling.py",
+     "n_bins: int = 8, interval: float = 4.0, **options",
+     "n_bins: int = 8, interval: float = 5.0, **options", "", "test_documented.py splines_are"),
+    # --- autoregressive
+    ("condition before the event", "autoregressive.py", "else jnp.concatenate([v, condition])",
+     "else jnp.concatenate([condition, v])", "", "test_documented.py any_network"),
+    ("what may not be seen is one", "autoregressive.py", "jnp.where(keep, flat, 0)",
+     "jnp.where(keep, flat, 1)", "", "test_documented.py any_network"),
+    ("slow inverse by default", "autoregressive.py", '"incremental" if masked else "sequential"',
+     '"sequential"', "", "test_documented.py incremental"),
+    ("sweeps end early", "autoregressive.py", "tolerance = 8 * float(jnp.finfo(y.dtype).eps)",
+     "tolerance = 80 * float(jnp.finfo(y.dtype).eps)", "", "test_documented.py jacobi"),
+    ("sweeps' change not relative", "autoregressive.py", "jnp.max(jnp.abs(new - x) / (1 + jnp.abs(new)))",
+     "jnp.max(jnp.abs(new - x))", "", "test_documented.py jacobi"),
+    ("narrower default network of an autoregressive layer", "autoregressive.py",
+     "        nn_width: int = 64,\n", "        nn_width: int = 32,\n", "",
+     "test_documented.py default_networks"),
+    # --- residual
+    ("terms of the truncated series", "residual.py", '"hutchinson": 10', '"hutchinson": 4', "",
+     "test_documented.py default_terms"),
+    ("terms of the roulette", "residual.py", '"roulette": 4', '"roulette": 2', "",
+     "test_documented.py default_terms"),
+    ("another activation at the start", "residual.py", "beta - 0.4327521", "beta", "",
+     "test_documented.py formulas and lipschitz"),
+    ("activation not divided by 1.1", "residual.py", "* x) / 1.1", "* x) / 1.2", "",
+     "test_documented.py formulas and lipschitz"),
+    ("terms forgotten with a key", "residual.py", "wanted = node.log_det.terms", "wanted = None", "",
+     "test_documented.py another_log"),
+    ("one noise for all points", "residual.py", "(jr.split(key, len(x)), x, condition)",
+     "(jnp.stack([key] * len(x)), x, condition)", "", "test_documented.py noise_of_its_own"),
+    ("exact up to a smaller size", "residual.py", "EXACT_LIMIT = 32", "EXACT_LIMIT = 16", "",
+     "test_documented.py default_terms"),
+    ("Banach by default", "residual.py", 'inverse = "newton" if size <= EXACT_LIMIT else "banach"',
+     'inverse = "banach"', "", "test_documented.py default_terms"),
+    ("narrow blocks", "residual.py",
+     "        nn_width: int = 64,\n        nn_depth: int = 2,\n        cond_dim: int | None "
+     "= None,\n        zero_last: bool = False,\n        log_det",
+     "        nn_width: int = 32,\n        nn_depth: int = 2,\n        cond_dim: int | None "
+     "= None,\n        zero_last: bool = False,\n        log_det",
+     "", "test_documented.py default_networks"),
+    ("bound of the inverse's error not divided", "residual.py", "size(r) / (1 - contraction)", "size(r)",
+     "", "test_documented.py inverse_reports"),
+    ("terms of the roulette counted twice", "residual.py",
+     "last = last + jnp.floor(jnp.log(uniform) / math.log(keep))",
+     "last = last + jnp.floor(2 * jnp.log(uniform) / math.log(keep))", "", "test_documented.py series"),
+    # --- flows
+    ("fewer couplings by default", "flows.py", "    layers: int = 8,\n", "    layers: int = 6,\n", "",
+     "test_documented.py coupling_flows"),
+    ("fewer autoregressive layers by default", "flows.py", "    layers: int = 5,\n",
+     "    layers: int = 4,\n", "", "test_documented.py autoregressive_flows"),
+    ("fewer residual blocks by default", "flows.py", "    layers: int = 16,\n", "    layers: int = 8,\n",
+     "", "test_documented.py residual_flows"),
+    ("residual flow without ActNorm by default", "flows.py", "    actnorm: bool = True,\n",
+     "    actnorm: bool = False,\n", "", "test_documented.py residual_flows"),
+    ("relu in place of silu", "flows.py", "mlp(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)",
+     "mlp(nn_width, nn_depth, zero_last=True)", "", "test_documented.py coupling_flows"),
+    ("relu in place of silu, autoregressive", "flows.py",
+     "made(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)",
+     "made(nn_width, nn_depth, zero_last=True)", "", "test_documented.py autoregressive_flows"),
+    ("rotations start at rest", "flows.py", "shape, key=mix_key)", "shape)", "",
+     "test_documented.py householder"),
+    ("one reflection too many", "flows.py", "2 * ((min(*shape, 8) + 1) // 2)",
+     "2 * ((min(*shape, 8) + 1) // 2) + 1", "", "test_documented.py householder"),
+    ("lu without a flip", "flows.py", 'parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]',
+     'parts += [flip] if mixing == "flip" else [LULinear(shape)]', "", "test_documented.py coupling_flows"),
+    ("coupling before its mixing", "flows.py",
+     "Chain([*parts, Coupling(key, shape=shape, conditioner=conditioner, **options)])",
+     "Chain([Coupling(key, shape=shape, conditioner=conditioner, **options), *parts])", "",
+     "test_documented.py coupling_flows"),
+    ("another mixing by default", "flows.py", 'mixing: str = "lu"', 'mixing: str = "flip"', "",
+     "test_documented.py coupling_flows"),
+    ("reversal after the autoregressive layer", "flows.py",
+     "Chain([flip, MaskedAutoregressive(key, shape=shape, conditioner=conditioner, **options)])",
+     "Chain([MaskedAutoregressive(key, shape=shape, conditioner=conditioner, **options), flip])", "",
+     "test_documented.py autoregressive_flows"),
+    ("block before its ActNorm", "flows.py", "Chain([ActNorm1D(shape), block])",
+     "Chain([block, ActNorm1D(shape)])", "", "test_documented.py residual_flows"),
+    # --- gaussianization
+    ("rotation before the marginals", "gaussianization.py",
+     "Chain([marginal, HouseholderRotation(dim, (dim,), key=key)])",
+     "Chain([HouseholderRotation(dim, (dim,), key=key), marginal])", "",
+     "test_documented.py gaussianization_flows"),
+    ("two reflections in place of D", "gaussianization.py", "HouseholderRotation(dim, (dim,), key=key)",
+     "HouseholderRotation(2, (dim,), key=key)", "", "test_documented.py gaussianization_flows"),
+    ("rbig judges on the rows that it fits", "gaussianization.py",
+     "(data[order[:n_val]], data[order[n_val:]])", "(data[order[n_val:]], data[order[n_val:]])", "",
+     "test_documented.py rbig_judges"),
+    ("rbig fits all rows", "gaussianization.py", "(data[order[:n_val]], data[order[n_val:]])",
+     "(data[order[:n_val]], data)", "", "test_documented.py rbig_judges"),
+    ("rbig holds out a fifth", "gaussianization.py", "val_fraction: float = 0.1",
+     "val_fraction: float = 0.2", "", "test_documented.py rbig_judges"),
+    ("rbig keeps a layer too many", "gaussianization.py", "found[:best]", "found[: best + 1]", "",
+     "test_documented.py rbig_keeps"),
+    ("rbig asks one layer alone", "gaussianization.py", "sum(g for g, _ in gains[-patience:])",
+     "sum(g for g, _ in gains[-1:])", "", "test_documented.py rbig_stops"),
+    ("rbig stops a layer early", "gaussianization.py", "if len(gains) > patience",
+     "if len(gains) >= patience", "", "test_documented.py rbig_stops"),
+    ("deviation in place of the gain's error", "gaussianization.py", "gain.std() / np.sqrt(len(held))",
+     "gain.std()", "", "test_documented.py rbig_judges"),
+    ("no background component", "gaussianization.py", "_BACKGROUND = 0.01", "_BACKGROUND = 1e-6", "",
+     "test_documented.py fitted_mixture"),
+    ("narrower least scale", "gaussianization.py", "min_scale: float = 0.02", "min_scale: float = 0.002",
+     "", "test_documented.py fitted_mixture"),
+    ("other marginals by default", "gaussianization.py",
+     "self._family = Family(MixtureGaussianCDF() if bijector is None",
+     "self._family = Family(MixtureGaussianCDF(4) if bijector is None", "",
+     "test_documented.py gaussianization_flows"),
+    ("fewer components of rbig", "gaussianization.py", "    n_components: int = 8,\n    rotation",
+     "    n_components: int = 4,\n    rotation", "", "test_documented.py keeps_its_defaults"),
+    # --- checks
+    ("bounds ten times too wide", "checks.py", "base = 100 * float", "base = 1000 * float", "",
+     "test_documented.py bounds_are"),
+    ("log-det's bound without the condition number", "checks.py", "base * (1 + log_det[points] + volume)",
+     "base * (1 + log_det[points])", "", "test_documented.py bounds_are"),
+    ("an ill-conditioned map passes", "checks.py", "(allowed <= 1e-2 * (1 + sizes))",
+     "(allowed <= 1 * (1 + sizes))", "", "test_documented.py hundredth"),
+    ("bound rounded down", "checks.py", "math.ceil(math.log10(bound) - 1e-9)",
+     "math.floor(math.log10(bound))", "", "test_documented.py report_prints"),
+    ("unit not printed", "checks.py", "{' ' + unit if unit else ''}", "", "",
+     "test_documented.py measured_line"),
+    ("long permutations printed", "checks.py", "len(order) <= 12", "len(order) <= 1200", "",
+     "test_documented.py report_prints"),
+    ("pattern of the first point alone", "checks.py", '(found["jacobian"] != 0).any(axis=0)',
+     '(found["jacobian"] != 0)[0]', "", "test_documented.py structure_is"),
+    ("copies compared at the first point alone", "checks.py", '(found["z"] == found["x"]).all(axis=0)',
+     '(found["z"] == found["x"])[0]', "", "test_documented.py structure_is"),
+    # --- targets
+    ("fewer samples of the divergence", "targets.py", "n: int = 10_000", "n: int = 1_000", "",
+     "test_documented.py divergence"),
+))  # fmt: skip
+
 
 def plant(folder: Path, mutant: Mutant) -> None:
     """Put one fault into a copy of the package."""
@@ -328,24 +543,24 @@ def examine(mutant: Mutant, row: dict[str, str], only: str | None) -> dict[str, 
     return row | ({} if only else {"seconds": f"{time.monotonic() - start:.0f}"})
 
 
-def read() -> dict[str, dict[str, str]]:
+def read(table: Path = TABLE) -> dict[str, dict[str, str]]:
     """The table's rows by the fault's name."""
-    if not TABLE.exists():
+    if not table.exists():
         return {}
-    with TABLE.open() as file:
+    with table.open() as file:
         file.readline()
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
-def write(rows: dict[str, dict[str, str]]) -> None:
-    """The table, in the order of the list."""
+def write(table: Path, faults: tuple[Mutant, ...], rows: dict[str, dict[str, str]]) -> None:
+    """One table, in the order of its list."""
     made = ", ".join(f"{name} {version(name)}" for name in ("gauss_flows", "jax", "flowjax", "nbval"))
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    with TABLE.open("w", newline="") as file:
+    with table.open("w", newline="") as file:
         file.write(f"# {made}, {machine}, {datetime.date.today()}\n")
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows[m.name] for m in MUTANTS if m.name in rows)
+        writer.writerows(rows[m.name] for m in faults if m.name in rows)
 
 
 def main() -> None:
@@ -355,12 +570,14 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="leave out what the table says is caught")
     parser.add_argument("--only", choices=("tests", "notebook"), help="fill this column alone")
     options = parser.parse_args()
-    unknown = set(options.names) - {m.name for m in MUTANTS}
+    every = (*MUTANTS, *DOCUMENTED)
+    unknown = set(options.names) - {m.name for m in every}
     if unknown:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    rows = read()
-    done = {name for name, row in rows.items() if row["tests"] and row["notebook"]} if options.resume else ()
-    chosen = [m for m in MUTANTS if m.name in (options.names or [m.name]) and m.name not in done]
+    rows = read() | read(DOCUMENTED_TABLE)
+    caught = lambda m: rows.get(m.name, {}).get("tests") and (rows[m.name]["notebook"] or not m.chapters)
+    done = {m.name for m in every if options.resume and caught(m)}
+    chosen = [m for m in every if m.name in (options.names or [m.name]) and m.name not in done]
     CACHE.mkdir(parents=True, exist_ok=True)
     chosen.sort(key=lambda m: m.chapters)
     expressions: dict[str, set[str]] = {}
@@ -374,10 +591,12 @@ def main() -> None:
             control(f"book/{chapter}.ipynb", {""})
         row = rows[mutant.name] = examine(mutant, rows.get(mutant.name, {}), options.only)
         print(mutant.name, row["tests"] or "-", row["notebook"] or "-", sep="   ", flush=True)
-        write(rows)
+        documented = mutant in DOCUMENTED
+        write(DOCUMENTED_TABLE if documented else TABLE, DOCUMENTED if documented else MUTANTS, rows)
     for kind in ("tests", "notebook"):
-        missed = [m.name for m in MUTANTS if not rows.get(m.name, {}).get(kind)]
-        print(f"caught by {kind}: {len(MUTANTS) - len(missed)} of {len(MUTANTS)}; not:", ", ".join(missed))
+        asked = [m for m in every if kind == "tests" or m.chapters]
+        missed = [m.name for m in asked if not rows.get(m.name, {}).get(kind)]
+        print(f"caught by {kind}: {len(asked) - len(missed)} of {len(asked)}; not:", ", ".join(missed))
 
 
 if __name__ == "__main__":

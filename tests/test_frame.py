@@ -23,10 +23,10 @@ FLOORS = {
     **dict.fromkeys(("base", "numerics"), 1),
     **dict.fromkeys(("bijectors", "masks", "conditioners", "linear", "actnorm", "information"), 2),
     **dict.fromkeys(("coupling", "autoregressive", "residual"), 3),
-    **dict.fromkeys(("flows", "gaussianization"), 4),
+    **dict.fromkeys(("flows", "gaussianization", "result"), 4),
     "train": 5,
 }
-BESIDE = {"checks", "targets", "io"}
+BESIDE = {"checks", "targets", "io", "checkpoint"}
 
 
 def tracked() -> list[Path]:

@@ -31,7 +31,6 @@ from gauss_flows.coupling import (
 )
 from gauss_flows.flows import coupling_flow, iaf, maf, residual_flow
 from gauss_flows.gaussianization import (
-    MarginalGaussianization,
     RBIGResult,
     gaussianization_flow,
     rbig,
@@ -40,6 +39,7 @@ from gauss_flows.gaussianization import (
 from gauss_flows.information import entropy, negentropy, total_correlation
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.marginal import MarginalGaussianization
 from gauss_flows.masks import reachability
 from gauss_flows.residual import LipschitzMLP, Residual, estimate_log_prob, with_log_det
 from gauss_flows.targets import kl_divergence

@@ -426,9 +426,16 @@ def _as_real_array(name: str, value: Any, shape: tuple[int, ...], what: str) -> 
 
 def _as_floats(name: str, value: Any) -> Array:
     """Return a real array of floating-point numbers; integers are cast to the default type."""
+    expect_real(name, value)
     expect(eqx.is_array_like(value), name, "be an array of real numbers", type(value).__name__)
     array = jnp.asarray(value)
-    expect(not jnp.issubdtype(array.dtype, jnp.complexfloating), name, "be real-valued", array.dtype)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.itemsize > array.dtype.itemsize:
+        lost = int((np.isfinite(value) & ~np.isfinite(np.asarray(array))).sum())
+        if lost:
+            raise ValueError(
+                f"`{name}` must stay finite in {array.dtype}; {lost} of {value.size} values become infinite. "
+                'Rescale it, or switch on double precision: jax.config.update("jax_enable_x64", True).'
+            )
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
@@ -528,7 +535,16 @@ class Transformed(fd.Transformed):
             broken |= jnp.isnan(condition).any()
         return jnp.where(broken, jnp.nan, log_prob)
 
+    def _expect_single(self):
+        location = getattr(unwrap(self.base_dist), "loc", 0.0)
+        if jnp.ndim(location) > len(self.shape):
+            raise ValueError(
+                "This is a stack of flows, one for each key, and must be used one at a time: take "
+                "`result[i].flow` of what `fit_many` returned, or map over the stack with `eqx.filter_vmap`."
+            )
+
     def _draw(self, method, key, sample_shape, condition):
+        self._expect_single()
         typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if not typed or key.shape != ():
             raise ValueError(f"`key` must be one random key, such as jax.random.key(0); it is {key!r}.")
@@ -545,6 +561,7 @@ class Transformed(fd.Transformed):
 
     def _batch(self, name, value, shape):
         """The argument as a floating-point array whose last axes are ``shape``."""
+        self._expect_single()
         if value is None:
             raise ValueError(f"`{name}` must be given: this flow is conditional, with cond_shape {shape}.")
         array = _as_floats(name, value)

@@ -15,6 +15,7 @@ from gauss_flows.bijectors import Family, RQSpline
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.marginal import MarginalGaussianization
 from gauss_flows.residual import Residual
 
 _MIXINGS = ("lu", "householder", "flip")
@@ -40,7 +41,8 @@ def coupling_flow(
 
     Args:
         key: Random key.
-        dim: D, at least 1.
+        dim: D, at least 1. A single coordinate has no other to depend on: each layer is then a map whose
+            parameters depend on the condition, if there is one, and are free otherwise.
         layers: Number of coupling layers.
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
         mixing: "lu" (a flip of the coordinates' order, then a trained linear map that starts as the
@@ -98,9 +100,16 @@ def _coupling_layer(key, *, shape, mixing, actnorm, conditioner, nn_width, nn_de
     else:
         flip = Flip(shape)  # type: ignore[call-arg]
         parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]
-    # A single coordinate has nothing but the condition to depend on.
-    kind = Coupling if shape != (1,) else MaskedAutoregressive
-    return Chain([*parts, kind(key, shape=shape, conditioner=conditioner, **options)])
+    if shape == (1,):
+        return Chain([*parts, _single(key, conditioner=conditioner, **options)])
+    return Chain([*parts, Coupling(key, shape=shape, conditioner=conditioner, **options)])
+
+
+def _single(key, *, bijector, cond_dim, **options):
+    """The map of a single coordinate, whose parameters have nothing but the condition to depend on."""
+    if cond_dim is None:
+        return MarginalGaussianization((1,), bijector=bijector)
+    return MaskedAutoregressive(key, shape=(1,), bijector=bijector, cond_dim=cond_dim, **options)
 
 
 def maf(
@@ -123,7 +132,8 @@ def maf(
 
     Args:
         key: Random key.
-        dim: D, at least 1.
+        dim: D, at least 1. With a single coordinate each layer is a trained scale and shift, and a map whose
+            parameters depend on the condition, if there is one, and are free otherwise.
         layers: Number of autoregressive layers.
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
         passes: Ranks of each layer, 2 (couplings) to D. Default: D.
@@ -156,6 +166,8 @@ def maf(
 def _autoregressive_layer(key, *, shape, conditioner, nn_width, nn_depth, **options):
     if conditioner is None:
         conditioner = made(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
+    if shape == (1,):
+        return Chain([LULinear(shape), _single(key, conditioner=conditioner, **options)])
     flip = Flip(shape)  # type: ignore[call-arg]
     return Chain([flip, MaskedAutoregressive(key, shape=shape, conditioner=conditioner, **options)])
 

@@ -14,77 +14,26 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from gauss_flows.actnorm import ActNorm1D, holds, set_layers, standardize, walk
 from gauss_flows.autoregressive import MaskedAutoregressive
 from gauss_flows.base import (
-    Bijection,
     Scan,
-    Shape,
     Transformed,
     column_names,
     expect,
     expect_concrete,
     expect_data,
     expect_rows,
-    expect_shape,
     expect_whole,
     mean_and_std,
     stack,
     standard_normal,
 )
-from gauss_flows.bijectors import Family, MixtureGaussianCDF
+from gauss_flows.bijectors import MixtureGaussianCDF
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation
+from gauss_flows.marginal import MarginalGaussianization
 
 _ROTATIONS = ("random", "pca")
 _BACKGROUND = 0.01  # least weight of a mixture's widest component, which keeps its tails near the identity
-
-
-class MarginalGaussianization(Bijection):
-    r"""Each coordinate through a map of its own: a coupling whose conditioner says nothing.
-
-    .. math:: z_i = T_{\theta_i}(x_i), \qquad \log|\det J| = \sum_i \log |T'_{\theta_i}(x_i)|.
-
-    J is diagonal: such layers alone reach product densities only, however many. With the default bijector
-    and parameters from :func:`warm_start` each coordinate becomes standard normal.
-
-    Args:
-        shape: The event's shape.
-        bijector: Any unconditional scalar bijection. Default: ``MixtureGaussianCDF(n_components=8)``.
-
-    Raises:
-        ValueError: If an argument does not fit.
-
-    Source:
-        Chen and Gopinath, "Gaussianization" (NIPS 2000); Meng et al., "Gaussianization flows" (AISTATS 2020).
-
-    Example:
-        >>> import gauss_flows as gf, jax.numpy as jnp
-        >>> layer = gf.MarginalGaussianization((3,), bijector=gf.Affine(0.0, 2.0))
-        >>> layer.transform(jnp.ones(3))
-        Array([2., 2., 2.], dtype=float32)
-    """
-
-    shape: Shape = eqx.field(static=True)
-    cond_shape: None = eqx.field(static=True)
-    raw: Float[Array, "D P"]
-    _family: Family
-
-    def __init__(self, shape: Shape, *, bijector: AbstractBijection | None = None):
-        self.shape, self.cond_shape = expect_shape(shape), None
-        self._family = Family(MixtureGaussianCDF() if bijector is None else bijector)
-        self.raw = jnp.zeros((int(np.prod(self.shape)), self._family.size))
-
-    @property
-    def theta(self) -> Float[Array, "D P"]:
-        """The parameters of the coordinates' bijectors, one row each."""
-        return self._family.theta(self.raw)
-
-    def transform_and_log_det(self, x, condition=None):
-        z, log_det = self._family.apply("transform_and_log_det", self.theta, x.ravel())
-        return z.reshape(self.shape), log_det.sum()
-
-    def inverse_and_log_det(self, y, condition=None):
-        x, log_det = self._family.apply("inverse_and_log_det", self.theta, y.ravel())
-        return x.reshape(self.shape), log_det.sum()
 
 
 def gaussianization_flow(
@@ -92,15 +41,15 @@ def gaussianization_flow(
 ) -> Transformed:
     r"""A trainable Gaussianization flow: no network, only maps of single coordinates and rotations in turn.
 
-    An :class:`~gauss_flows.ActNorm1D`, then layers of :class:`MarginalGaussianization` and
+    An :class:`~gauss_flows.ActNorm1D`, then layers of :class:`~gauss_flows.MarginalGaussianization` and
     :class:`~gauss_flows.HouseholderRotation` (D reflections, random at first), over a standard normal
     base. The layers are stacked in a :class:`~gauss_flows.Scan`.
 
     Args:
         key: Random key for the rotations.
-        dim: D, at least 2.
+        dim: D, at least 1.
         layers: Number of layers.
-        bijector: As for :class:`MarginalGaussianization`.
+        bijector: As for :class:`~gauss_flows.MarginalGaussianization`.
 
     Returns:
         A flowjax ``Transformed``.
@@ -116,7 +65,7 @@ def gaussianization_flow(
         >>> gf.gaussianization_flow(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
-    dim, layers = expect_whole("dim", dim, 2), expect_whole("layers", layers, 1)
+    dim, layers = expect_whole("dim", dim, 1), expect_whole("layers", layers, 1)
     bijector = MixtureGaussianCDF() if bijector is None else bijector
     made = stack(jr.split(key, layers), eqx.Partial(_layer, dim=dim, bijector=bijector))
     return _flow(dim, made, ActNorm1D((dim,)))
@@ -296,8 +245,8 @@ def warm_start(
 
     A pure pass, as :func:`~gauss_flows.data_init`, for flows whose bijector is ``MixtureGaussianCDF``:
 
-    - :class:`MarginalGaussianization`: every coordinate's mixture is fitted by expectation maximisation. A
-      coordinate that is constant up to rounding keeps its bijector as it is.
+    - :class:`~gauss_flows.MarginalGaussianization`: every coordinate's mixture is fitted by expectation
+      maximisation. A coordinate that is constant up to rounding keeps its bijector as it is.
     - :class:`~gauss_flows.Coupling` and :class:`~gauss_flows.MaskedAutoregressive`: likewise for the
       coordinates that they transform. The conditioner's last layer gets a zero kernel, and its bias carries
       the mixtures, so that for now the layer reads nothing.

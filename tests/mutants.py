@@ -137,10 +137,11 @@ MUTANTS = tuple(Mutant(*row) for row in (
      "test_bijections.py householder_takes_any"),
     # --- actnorm
     ("mean not scaled", "actnorm.py",
-     "(-jnp.log(std), -mean / std)", "(-jnp.log(std), -mean)", "depth_stability",
+     "exact, mean / std)", "exact, mean)", "depth_stability",
      "test_bijections.py data_init and False"),
     ("every layer set from the raw data", "actnorm.py",
-     "parts[i], x = walk(", "parts[i], _ = walk(", "depth_stability",
+     "parts[i], rows = go(parts[i], rows, forward)", "parts[i], _ = go(parts[i], rows, forward)",
+     "depth_stability",
      "test_bijections.py data_init and False"),
     # --- information
     ("sample not sorted", "information.py",

@@ -22,7 +22,7 @@ PINS = re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)
 FLOORS = {
     **dict.fromkeys(("base", "numerics"), 1),
     **dict.fromkeys(("bijectors", "masks", "conditioners", "linear", "actnorm", "information"), 2),
-    **dict.fromkeys(("coupling", "autoregressive", "residual"), 3),
+    **dict.fromkeys(("coupling", "autoregressive", "residual", "marginal"), 3),
     **dict.fromkeys(("flows", "gaussianization", "result"), 4),
     "train": 5,
 }

@@ -5,7 +5,6 @@ exceed minus the target's entropy, and :func:`gauss_flows.kl_divergence` says ho
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -16,7 +15,7 @@ import numpy as np
 import scipy  # its parts load when first used
 from flowjax.distributions import AbstractDistribution
 from jax.scipy.special import i0e, logsumexp
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from gauss_flows.base import Shape, compiled, expect, expect_concrete, expect_whole
 from gauss_flows.information import Estimate
@@ -29,6 +28,35 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
+class _Made:
+    """A function equal to any other that was made from an equal recipe, so that both share programs."""
+
+    def __init__(self, function: Callable, recipe: Any):
+        self.function, self.recipe = function, recipe
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __eq__(self, other):
+        return isinstance(other, _Made) and self.recipe == other.recipe
+
+    def __hash__(self):
+        return hash(self.recipe)
+
+
+class _Once:
+    """A function without arguments that keeps its value."""
+
+    def __init__(self, function: Callable[[], float]):
+        self.function = function
+        self.value: float | None = None
+
+    def __call__(self) -> float:
+        if self.value is None:
+            self.value = self.function()
+        return self.value
+
+
 class Target(AbstractDistribution):
     """A distribution whose density, mean, standard deviation and entropy are known.
 
@@ -38,19 +66,23 @@ class Target(AbstractDistribution):
         sampler: Takes a key, gives one event.
         moments: The mean and the standard deviation of each coordinate.
         entropy: Gives the entropy; not called before it is needed.
+        recipe: What the functions are made from, hashable: targets of equal recipes are equal. Default: a
+            target is equal to itself alone.
     """
 
     shape: Shape = eqx.field(static=True)
-    log_density: Callable[[Array], Array] = eqx.field(static=True)
-    sampler: Callable[[PRNGKeyArray], Array] = eqx.field(static=True)
+    log_density: _Made = eqx.field(static=True)
+    sampler: _Made = eqx.field(static=True)
     moments: tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
-    entropy_of: Callable[[], float] = eqx.field(static=True)
+    entropy_of: _Made = eqx.field(static=True)
     cond_shape: ClassVar[None] = None  # type: ignore[misc]
 
-    def __init__(self, shape, log_density, sampler, moments, entropy):
-        self.shape, self.log_density, self.sampler = shape, log_density, sampler
+    def __init__(self, shape, log_density, sampler, moments, entropy, recipe=None):
+        recipe = object() if recipe is None else recipe
+        self.shape = shape
+        self.log_density, self.sampler = _Made(log_density, recipe), _Made(sampler, recipe)
         mean, std = (tuple(np.broadcast_to(m, shape).tolist()) for m in moments)
-        self.moments, self.entropy_of = (mean, std), cache(entropy)
+        self.moments, self.entropy_of = (mean, std), _Made(_Once(entropy), recipe)
 
     @property
     def mean(self) -> Float[np.ndarray, " D"]:
@@ -87,7 +119,9 @@ class Target(AbstractDistribution):
             mean, std = like(x)
             return (x - mean) / std
 
-        return Target(self.shape, log_density, sampler, (0.0, 1.0), lambda: self.entropy - log_scale)
+        entropy = lambda: self.entropy - log_scale
+        recipe = ("standardized", self.log_density.recipe)
+        return Target(self.shape, log_density, sampler, (0.0, 1.0), entropy, recipe)
 
     def _log_prob(self, x, condition=None):
         return self.log_density(x)
@@ -135,7 +169,7 @@ def gaussian_mixture(
     return _mixture(means, scales[:, None] if scales.ndim == 1 else scales, weights / weights.sum())
 
 
-def _mixture(means, scales, weights, sampler=None) -> Target:
+def _mixture(means, scales, weights, sampler=None, recipe=None) -> Target:
     """A Gaussian mixture from checked arrays; a sampler, if it stands for more than its components."""
     k, dim = means.shape
     scales = np.broadcast_to(scales, means.shape)
@@ -169,10 +203,12 @@ def _mixture(means, scales, weights, sampler=None) -> Target:
         density = (along[0] * weights) @ (along[1].T if dim == 2 else np.ones((k, 1)))
         return float(scipy.special.entr(density).sum() * np.prod([axis[1] - axis[0] for axis in axes]))
 
-    return Target((dim,), log_density, sampler or from_components, (mean, std), entropy)
+    if recipe is None:
+        recipe = ("mixture", *(tuple(np.ravel(array).tolist()) for array in (means, scales, weights)), dim)
+    return Target((dim,), log_density, sampler or from_components, (mean, std), entropy, recipe)
 
 
-def _curves(points, start, stop, max_speed, noise) -> Target:
+def _curves(points, start, stop, max_speed, noise, name) -> Target:
     """Two curves with Gaussian noise, t uniform: by Gauss-Legendre quadrature, a mixture of Gaussians."""
     noise = _positive("noise", noise)
     expect(noise >= 0.02, "noise", "be at least 0.02, or quadrature is slow", noise)
@@ -187,7 +223,8 @@ def _curves(points, start, stop, max_speed, noise) -> Target:
         x, y = points(t, jr.bernoulli(key_side).astype(t.dtype), jnp)
         return jnp.stack([x, y]) + noise * jr.normal(key_noise, (2,))
 
-    return _mixture(means, noise, np.tile(weights / weights.sum() / 2, 2), sampler)
+    weights = np.tile(weights / weights.sum() / 2, 2)
+    return _mixture(means, noise, weights, sampler, (name, noise))
 
 
 def spiral(noise: float = 0.08) -> Target:
@@ -214,7 +251,7 @@ def spiral(noise: float = 0.08) -> Target:
     def points(t, side, xp):
         return (1 - 2 * side) * t * xp.cos(2.5 * t), (1 - 2 * side) * t * xp.sin(2.5 * t)
 
-    return _curves(points, 0.5, 3.5, np.hypot(1, 2.5 * 3.5), noise)
+    return _curves(points, 0.5, 3.5, np.hypot(1, 2.5 * 3.5), noise, "spiral")
 
 
 def two_moons(noise: float = 0.1) -> Target:
@@ -241,7 +278,7 @@ def two_moons(noise: float = 0.1) -> Target:
     def points(a, side, xp):
         return side + (1 - 2 * side) * xp.cos(a), 0.5 * side + (1 - 2 * side) * xp.sin(a)
 
-    return _curves(points, 0.0, np.pi, 1.0, noise)
+    return _curves(points, 0.0, np.pi, 1.0, noise, "two moons")
 
 
 def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: float = 0.1) -> Target:
@@ -291,7 +328,7 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: float = 0.1) -> Tar
         return float(scipy.integrate.simpson(2 * np.pi * r * scipy.special.entr(density), r))
 
     std = np.sqrt(np.mean(rs**2) / 2 + noise**2)
-    return Target((2,), log_density, sampler, (0.0, std), entropy)
+    return Target((2,), log_density, sampler, (0.0, std), entropy, ("rings", *rs.tolist(), noise))
 
 
 def checkerboard(squares: int = 4, half_width: float = 2.0) -> Target:
@@ -332,7 +369,8 @@ def checkerboard(squares: int = 4, half_width: float = 2.0) -> Target:
         place = jnp.stack([column, row]) + jnp.clip(place, edge, 1 - edge)
         return half_width * (place * (2 / squares) - 1)
 
-    return Target((2,), log_density, sampler, (0.0, half_width / np.sqrt(3)), lambda: entropy)
+    moments, recipe = (0.0, half_width / np.sqrt(3)), ("checkerboard", squares, half_width)
+    return Target((2,), log_density, sampler, moments, lambda: entropy, recipe)
 
 
 def funnel(dim: int = 2) -> Target:
@@ -372,7 +410,8 @@ def funnel(dim: int = 2) -> Target:
         return jnp.concatenate([3 * u[:1], jnp.exp(1.5 * u[:1]) * u[1:]])
 
     std = [3.0] + [float(np.exp(9 / 4))] * (dim - 1)
-    return Target((dim,), log_density, sampler, (0.0, std), lambda: dim * (LOG_SQRT_2PI + 0.5) + log_3)
+    entropy = lambda: dim * (LOG_SQRT_2PI + 0.5) + log_3
+    return Target((dim,), log_density, sampler, (0.0, std), entropy, ("funnel", dim))
 
 
 def kl_divergence(

@@ -1,5 +1,9 @@
 """The targets know their density, their moments and their entropy; each is held to it."""
 
+import copy
+import pickle
+
+import cloudpickle
 import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import i0e, logsumexp
 
+import gauss_flows as gf
 from gauss_flows import targets
 
 UNEVEN = {"means": [[0.0, 1.0], [2.0, -1.0], [0.5, 0.0]], "scales": [[0.5, 0.8], [0.2, 0.4], [0.7, 0.3]]}
@@ -161,3 +166,22 @@ BAD = [
 def test_bad_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "name", ["gaussian_mixture", "spiral", "two_moons", "rings", "checkerboard", "funnel"]
+)
+def test_equal_targets_share_their_programs(name):
+    """A target made anew, its copy and its standardized form compile nothing a second time."""
+    make, programs = getattr(gf.targets, name), gf.base._program._cache_size
+    flow, key = gf.targets.gaussian_mixture([[0.0, 0.0]], 1.0), jax.random.key(0)
+    measured = [gf.kl_divergence(target, flow, key, 10) for target in (make(), make().standardized())]
+    before = programs()
+    for twin in (make(), copy.deepcopy(make()), pickle.loads(cloudpickle.dumps(make()))):
+        again = [gf.kl_divergence(target, flow, key, 10) for target in (twin, twin.standardized())]
+        assert again == measured
+        assert twin.entropy == make().entropy
+    assert programs() == before
+    other = gf.targets.gaussian_mixture([[1.0, 0.0]], 1.0)
+    gf.kl_divergence(make(), other, key, 10)
+    assert programs() == before + 1

@@ -490,7 +490,7 @@ class RQSpline(Bijection):
         xi, s = (safe - x0) / dx, dy / dx
         between, below, top = _bin_terms(xi, s, d0, d1)
         y = y0 + dy * (s * xi * xi + d0 * between) / below
-        log_slope = 2 * jnp.log(s / below) + jnp.log(top)
+        log_slope = self._log_slope(s, below, top)
         return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0)
 
     def inverse_and_log_det(self, y, condition=None):
@@ -501,5 +501,8 @@ class RQSpline(Bijection):
         d0, d1 = (jnp.asarray(d, s.dtype) for d in (d0, d1))
         xi = _bin_root(eta, s, d0, d1)
         _, below, top = _bin_terms(xi, s, d0, d1)
-        log_slope = 2 * jnp.log(s / below) + jnp.log(top)
+        log_slope = self._log_slope(s, below, top)
         return jnp.where(inside, x0 + xi * dx, y), jnp.where(inside, -log_slope, 0)
+
+    def _log_slope(self, s, below, top):
+        return 2 * jnp.log(s / below) + jnp.log(top)

@@ -278,7 +278,7 @@ def implicit_root(
     root, aux = found if has_aux else (found, None)
     # A lambda, since the conversion hashes its argument, which a method of a layer with traced arrays is not.
     equation, parameters = jax.closure_convert(lambda x: function(x), root)
-    divide = divide or (lambda linear, v: v / linear(jnp.ones_like(v)))
+    divide = divide or (lambda linear, y: y / linear(jnp.ones_like(y)))
 
     def quotient(x, v, *parameters):
         return divide(lambda w: jax.jvp(lambda x: equation(x, *parameters), (x,), (w,))[1], v)

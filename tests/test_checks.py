@@ -83,6 +83,14 @@ def test_the_rule_begins_at_a_factor_of_ten(factor, is_ratio):
     assert lines[2].error is None  # a log-determinant has one bound a point
 
 
+def test_one_point_far_out_does_not_make_a_coordinate_of_another_scale():
+    """It widens the largest bound of its coordinate a thousandfold, but the median decides."""
+    x = jr.normal(jr.key(0), (50, 2)).at[7, 1].set(1e5)
+    lines = gf.check_bijection(Scaled(jnp.ones(2), jnp.zeros(2)), x).lines
+    assert [line.error for line in lines] == [None] * len(lines)
+    assert lines[0].bound == 10
+
+
 def test_one_bound_for_all_is_printed_as_it_is():
     x = jnp.array([1.0, 1e6])
     line = gf.check_bijection(Scaled(jnp.ones(2), jnp.zeros(2)), x, atol=0.5).lines[0]

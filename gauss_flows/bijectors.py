@@ -399,8 +399,9 @@ def _bin_root_jvp(primals, tangents):
     d_eta, d_s, d_d0, d_d1 = tangents
     xi = _bin_root(eta, s, d0, d1)
     between, below, top = _bin_terms(xi, s, d0, d1)
-    change = (eta * (1 - 2 * between) - xi * xi) * d_s - (1 - eta) * between * d_d0 + eta * between * d_d1
-    return xi, (below * d_eta + change) * below / (s * top)
+    rate = below / (s * top)  # one factor for each tangent, so that reverse mode keeps four numbers
+    by_s, by_d0, by_d1 = eta * (1 - 2 * between) - xi * xi, (eta - 1) * between, eta * between
+    return xi, rate * below * d_eta + rate * by_s * d_s + rate * by_d0 * d_d0 + rate * by_d1 * d_d1
 
 
 def _bin_terms(xi: Array, s: Array, d0: Array, d1: Array) -> tuple[Array, Array, Array]:

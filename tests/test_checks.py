@@ -91,6 +91,13 @@ def test_one_point_far_out_does_not_make_a_coordinate_of_another_scale():
     assert lines[0].bound == 10
 
 
+def test_a_row_for_each_coordinate_far_out_keeps_the_line():
+    """The largest bounds are equal then, and the line pairs what belongs together."""
+    x = jr.normal(jr.key(0), (50, 2)).at[:40, 1].multiply(1e3).at[7, 0].set(3e3)
+    lines = gf.check_bijection(Scaled(jnp.ones(2), jnp.zeros(2)), x).lines
+    assert lines[0].error is None
+
+
 def test_one_bound_for_all_is_printed_as_it_is():
     x = jnp.array([1.0, 1e6])
     line = gf.check_bijection(Scaled(jnp.ones(2), jnp.zeros(2)), x, atol=0.5).lines[0]

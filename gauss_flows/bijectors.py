@@ -544,6 +544,41 @@ def _entry_jvp(primals, tangents):
     return _entry(array, i), jnp.sum(jnp.where(here, tangents[0], 0))
 
 
+@jax.custom_jvp
+def _bin_root(eta: Array, s: Array, d0: Array, d1: Array) -> Array:
+    r"""Return the :math:`\xi` in [0, 1] at which a bin of mean slope s has risen by the part :math:`\eta`.
+
+    Its derivatives are those of the implicit function theorem, of any order. Those of the formula below are
+    halved by the clip at the knots, and lost where rounding leaves no discriminant.
+    """
+    bend = eta * (d0 + d1 - 2 * s)
+    a, b, c = s - d0 + bend, d0 - bend, -s * eta
+    # Rounding must not push the discriminant below zero, where it has no root.
+    root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(eta.dtype).tiny))
+    xi = 2 * c / (-b - root)
+    # Inside a scan JAX can forget the rule below; then a clip would halve the derivative at the knots.
+    return xi + lax.stop_gradient(jnp.clip(xi, 0, 1) - xi)
+
+
+@_bin_root.defjvp
+def _bin_root_jvp(primals, tangents):
+    r"""Differentiate :math:`s \xi^2 + d_0 \xi (1 - \xi) = \eta\,[s + (d_0 + d_1 - 2s)\,\xi (1 - \xi)]`."""
+    eta, s, d0, d1 = primals
+    d_eta, d_s, d_d0, d_d1 = tangents
+    xi = _bin_root(eta, s, d0, d1)
+    between, below, top = _bin_terms(xi, s, d0, d1)
+    rate = below / (s * top)  # one factor for each tangent, so that reverse mode keeps four numbers
+    by_s, by_d0, by_d1 = eta * (1 - 2 * between) - xi * xi, (eta - 1) * between, eta * between
+    return xi, rate * below * d_eta + rate * by_s * d_s + rate * by_d0 * d_d0 + rate * by_d1 * d_d1
+
+
+def _bin_terms(xi: Array, s: Array, d0: Array, d1: Array) -> tuple[Array, Array, Array]:
+    r"""Return :math:`\xi (1 - \xi)`, and of a bin's slope :math:`s^2 u / v^2` the two terms v and u."""
+    between = xi * (1 - xi)
+    below = s + (d0 + d1 - 2 * s) * between
+    return between, below, d1 * xi * xi + 2 * s * between + d0 * (1 - xi) ** 2
+
+
 class RQSpline(Bijection):
     r"""A rational-quadratic spline inside an interval, the identity outside it.
 
@@ -605,7 +640,7 @@ class RQSpline(Bijection):
         before = jnp.tril(jnp.ones((k, k), self.widths.dtype), -1)  # a product, not a slow cumsum
         sizes = [jnp.exp(raw - lax.stop_gradient(raw.max())) for raw in (self.widths, self.heights)]
         axes = [(before @ size, size, size.sum()) for size in sizes]
-        edge = lambda i, part: width * (self.min_width * i + free * part) - self.interval
+        edge = lambda i, part: width * (self.min_width * i.astype(part.dtype) + free * part) - self.interval
         left, _, total = axes[searched]
         i = jnp.sum(value >= edge(jnp.arange(k), left / total)) - 1
 
@@ -622,10 +657,9 @@ class RQSpline(Bijection):
         safe = jnp.where(inside, x, 0)  # so that the untaken branch has finite gradients
         x0, dx, y0, dy, d0, d1 = self._bin(safe, 0)
         xi, s = (safe - x0) / dx, dy / dx
-        between = xi * (1 - xi)
-        below = s + (d0 + d1 - 2 * s) * between
+        between, below, top = _bin_terms(xi, s, d0, d1)
         y = y0 + dy * (s * xi * xi + d0 * between) / below
-        log_slope = self._log_slope(xi, between, s, d0, d1, below)
+        log_slope = self._log_slope(s, below, top)
         return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0)
 
     def inverse_and_log_det(self, y, condition=None):
@@ -633,16 +667,11 @@ class RQSpline(Bijection):
         safe = jnp.where(inside, y, 0)
         x0, dx, y0, dy, d0, d1 = self._bin(safe, 1)
         eta, s = (safe - y0) / dy, dy / dx
-        bend = eta * (d0 + d1 - 2 * s)
-        a, b, c = s - d0 + bend, d0 - bend, -s * eta
-        # Rounding must not push the discriminant below zero, where it has no root and no gradient.
-        root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(y.dtype).tiny))
-        xi = jnp.clip(2 * c / (-b - root), 0, 1)
-        between = xi * (1 - xi)
-        below = s + (d0 + d1 - 2 * s) * between
-        log_slope = self._log_slope(xi, between, s, d0, d1, below)
+        d0, d1 = (jnp.asarray(d, s.dtype) for d in (d0, d1))
+        xi = _bin_root(eta, s, d0, d1)
+        _, below, top = _bin_terms(xi, s, d0, d1)
+        log_slope = self._log_slope(s, below, top)
         return jnp.where(inside, x0 + xi * dx, y), jnp.where(inside, -log_slope, 0)
 
-    def _log_slope(self, xi, between, s, d0, d1, below):
-        top = d1 * xi * xi + 2 * s * between + d0 * (1 - xi) ** 2
+    def _log_slope(self, s, below, top):
         return 2 * jnp.log(s / below) + jnp.log(top)

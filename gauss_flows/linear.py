@@ -50,8 +50,8 @@ class HouseholderRotation(Bijection):
         self.shape, self.cond_shape = _vector(shape), None
         if key is None:
             size = self.shape[0]
-            pairs = jnp.arange(n)[:, None] // 2
-            self.params = jnp.cos(jnp.pi * pairs * (jnp.arange(size)[None, :] + 0.5) / size) + 0.0
+            pairs = (jnp.arange(n)[:, None] // 2).astype(float)
+            self.params = jnp.cos(jnp.pi * pairs * (jnp.arange(float(size))[None, :] + 0.5) / size) + 0.0
         else:
             self.params = jax.random.normal(key, (n, *self.shape))
 

@@ -11,13 +11,15 @@ No branch, no underflow, no loss in the tails: :math:`\log\Phi(-v) = -v^2/2 + \l
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts load when first used
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 from numpy.polynomial import Chebyshev, Polynomial
 
@@ -116,7 +118,7 @@ def normal_tails(u: Float[Array, "*shape"]) -> NormalTails:
         -5005.52
     """
     negative = u < 0
-    v = jnp.abs(u)
+    v = jnp.where(negative, -u, u)  # the derivative of abs would be 0 at 0
     half_square = 0.5 * v * v
     log_mills = jnp.log(mills_ratio(v))
     near = log_mills - half_square
@@ -159,7 +161,9 @@ def ndtri_exp(log_p: Array) -> Array:
 @ndtri_exp.defjvp
 def _ndtri_exp_jvp(primals, tangents):
     z = ndtri_exp(*primals)
-    return z, _SQRT_2PI * mills_ratio(jnp.maximum(-z, 0)) * tangents[0]
+    # Rounding can leave z a little above 0, where the ratio goes on smoothly; a clip at 0 would halve the
+    # second derivative at the median.
+    return z, _SQRT_2PI * mills_ratio(-z) * tangents[0]
 
 
 def normal_quantile(log_cdf: Array, log_sf: Array) -> Array:
@@ -242,20 +246,74 @@ def solve_monotone(
     return root, steps
 
 
-def implicit_root(function: Callable[[Array], Array], target: Array, solve: Callable[[], Array]) -> Array:
-    r"""The x with function(x) = target, with the derivatives of the implicit function theorem.
+def implicit_root(
+    function: Callable[[Array], Array],
+    target: Array,
+    solve: Callable[[], Any],
+    *,
+    divide: Callable[[Callable[[Array], Array], Array], Array] | None = None,
+    has_aux: bool = False,
+) -> Any:
+    r"""Return the x with function(x) = target, with the derivatives of the implicit function theorem.
 
-    :math:`dx = (dy - \partial_\theta T\, d\theta) / T'(x)`, for everything that ``function`` and
-    ``target`` depend on, closed-over values included, to any order.
+    :math:`dx = T'(x)^{-1} (dy - \partial_\theta T\, d\theta)`, for everything that ``function`` and
+    ``target`` depend on, closed-over values included, to any order, in forward and in reverse mode and in any
+    nesting of the two. (``lax.custom_root`` does the same but for one case: inside a ``lax.scan`` its
+    reverse-mode derivative cannot be differentiated in reverse mode again.)
 
     Args:
-        function: Increasing, scalar to scalar; differentiable.
+        function: Maps arrays of the shape of ``target`` to such arrays, one to one; differentiable.
         target: The value to reach.
         solve: Returns the root; it is not differentiated.
+        divide: ``(linear, v) -> w`` with linear(w) = v, for the linear map :math:`T'(x)`; differentiable as
+            often as the root must be. Default: that of a scalar equation.
+        has_aux: Whether ``solve`` returns a root and something else, which is passed on without derivatives.
+
+    Returns:
+        The root; with ``has_aux`` the root and the rest.
     """
-    return lax.custom_root(
-        lambda x: function(x) - target,
-        lax.stop_gradient(target),
-        lambda _f, _guess: solve(),
-        lambda linear, y: y / linear(jnp.ones_like(y)),
-    )
+    # What the two close over becomes an argument, so that the rules below can differentiate it.
+    solver, known = jax.closure_convert(solve)
+    found = lax.stop_gradient(solver(*lax.stop_gradient(known)))
+    root, aux = found if has_aux else (found, None)
+    # A lambda, since the conversion hashes its argument, which a method of a layer with traced arrays is not.
+    equation, parameters = jax.closure_convert(lambda x: function(x), root)
+    divide = divide or (lambda linear, y: y / linear(jnp.ones_like(y)))
+
+    def quotient(x, v, *parameters):
+        return divide(lambda w: jax.jvp(lambda x: equation(x, *parameters), (x,), (w,))[1], v)
+
+    x = _root_p.bind(root, target, *parameters, equation=equation, quotient=quotient)
+    return (x, aux) if has_aux else x
+
+
+# The root itself, with a rule that makes it a function of the target and the parameters. It is a primitive
+# because JAX forgets the rule of a ``custom_jvp`` (and so that of ``lax.custom_root``) in the part of a scan
+# that reverse mode computes in advance: second derivatives would be wrong there, without an error.
+_root_p = Primitive("implicit_root")
+_root_p.def_impl(lambda root, *_, **__: root)
+_root_p.def_abstract_eval(lambda root, *_, **__: root)
+mlir.register_lowering(_root_p, lambda _context, root, *_, **__: [root])
+
+
+def _root_jvp(primals, tangents, *, equation, quotient):
+    _, _, *parameters = primals
+    _, change, *changes = map(ad.instantiate_zeros, tangents)
+    x = _root_p.bind(*primals, equation=equation, quotient=quotient)  # so that dx has derivatives in its turn
+    if parameters:
+        change = change - jax.jvp(lambda *p: equation(x, *p), parameters, changes)[1]
+    return x, quotient(x, change, *parameters)
+
+
+def _root_batch(args, dims, *, equation, quotient):
+    """Batch root and target; parameters that all events share stay as they are."""
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    front = lambda a, d: jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
+    root, target = map(front, args[:2], dims[:2])
+    axes = dims[2:]
+    equation, quotient = jax.vmap(equation, (0, *axes)), jax.vmap(quotient, (0, 0, *axes))
+    return _root_p.bind(root, target, *args[2:], equation=equation, quotient=quotient), 0
+
+
+ad.primitive_jvps[_root_p] = _root_jvp
+batching.primitive_batchers[_root_p] = _root_batch

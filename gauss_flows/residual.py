@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from paramax import Parameterize, unwrap
 
 from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole, varying_like
+from gauss_flows.numerics import implicit_root
 
 _LOG_DETS = ("exact", "hutchinson", "roulette")
 _INVERSES = ("newton", "banach")
@@ -340,7 +341,7 @@ class Residual(Bijection):
         residual = lambda x: x + self.network(x, condition) - y
         size = lambda r: jnp.sqrt(jnp.vdot(r, r))
 
-        def solve(_residual, start):
+        def solve():
             def step(state):
                 x, r, _, steps = state
                 new = x - r
@@ -356,8 +357,8 @@ class Residual(Bijection):
                 keep = lambda a, b: jnp.where(falls, a, b)
                 return keep(new, x), keep(new_r, r), jnp.where(falls, size(new_r), 0), steps + 1
 
-            first = residual(start)
-            state = (start, first, size(first), jnp.zeros((), y.dtype))
+            first = residual(y)
+            state = (y, first, size(first), jnp.zeros((), y.dtype))
             x, r, _, steps = lax.while_loop(lambda state: state[2] > 0, step, state)
             return x, (steps, size(r) / (1 - contraction))
 
@@ -366,7 +367,8 @@ class Residual(Bijection):
                 return jnp.linalg.solve(jax.jacobian(linear)(v), v)
             return lax.custom_linear_solve(linear, v, _neumann, _neumann)
 
-        x, (steps, bound) = lax.custom_root(residual, y, solve, tangent, has_aux=True)
+        function = lambda x: x + self.network(x, condition)
+        x, (steps, bound) = implicit_root(function, y, solve, divide=tangent, has_aux=True)
         return x, steps, bound
 
 

@@ -22,6 +22,7 @@ from gauss_flows.base import (
     varying_like,
 )
 from gauss_flows.bijectors import Family, as_family
+from gauss_flows.numerics import implicit_root
 
 _INVERSES = ("incremental", "sequential", "jacobi")
 _LOOPS = 4  # of the incremental inverse; more read less and compile longer
@@ -189,22 +190,21 @@ class MaskedAutoregressive(Bijection):
     def _jacobi(self, y, condition):
         tolerance = 8 * float(jnp.finfo(y.dtype).eps) if self.tolerance is None else self.tolerance
 
-        def solve(_residual, start):
+        def solve():
             def step(state):
                 x, _, sweeps = state
                 new = self._sweep(x, y, condition)
                 return new, jnp.max(jnp.abs(new - x) / (1 + jnp.abs(new))), sweeps + 1
 
             go_on = lambda state: (state[1] > tolerance) & (state[2] < self.passes)
-            far, none = jnp.full((), jnp.inf, y.dtype), jnp.zeros((), y.dtype)
-            far, none = (varying_like(a, start) for a in (far, none))
-            x, _, sweeps = lax.while_loop(go_on, step, (start, far, none))
+            start = (jnp.zeros_like(y), jnp.full((), jnp.inf, y.dtype), jnp.zeros((), y.dtype))
+            start = jax.tree.map(lambda a: varying_like(a, y, condition, self), start)
+            x, _, sweeps = lax.while_loop(go_on, step, start)
             return x, sweeps
 
-        residual = lambda x: self.transform_and_log_det(x.reshape(self.shape), condition)[0].ravel() - y
-        tangent = lambda linear, v: jnp.linalg.solve(jax.jacobian(linear)(v), v)
-        start = varying_like(jnp.zeros_like(y), y, condition, self)
-        return lax.custom_root(residual, start, solve, tangent, has_aux=True)
+        forward = lambda x: self.transform_and_log_det(x.reshape(self.shape), condition)[0].ravel()
+        divide = lambda linear, v: jnp.linalg.solve(jax.jacobian(linear)(v), v)
+        return implicit_root(forward, y, solve, divide=divide, has_aux=True)
 
     def _incremental(self, y, condition):
         """All units sorted by degree; step i computes those of degree i - 1, then the elements of rank i.

@@ -2,6 +2,8 @@
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import equinox as eqx
@@ -31,18 +33,24 @@ from gauss_flows.numerics import (
 )
 
 
+@dataclass(frozen=True, eq=False)
 class Structure:
     """The structure of a pytree as a static value that can be compared, hashed, copied and pickled.
 
     JAX's own ``PyTreeDef`` can be neither copied nor pickled where it holds modules.
     """
 
-    def __init__(self, tree: Any):
-        self.tree = jax.tree.map(lambda _: 0, tree)
-        self._definition: Any = jax.tree.structure(self.tree)
+    tree: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "tree", jax.tree.map(lambda _: 0, self.tree))
 
     def __reduce__(self):
         return Structure, (self.tree,)
+
+    @cached_property
+    def _definition(self) -> Any:
+        return jax.tree.structure(self.tree)
 
     def unflatten(self, leaves: list[Any]) -> Any:
         """Return the tree with these leaves."""

@@ -426,11 +426,12 @@ def _as_real_array(name: str, value: Any, shape: tuple[int, ...], what: str) -> 
 
 def _as_floats(name: str, value: Any) -> Array:
     """Return a real array of floating-point numbers; integers are cast to the default type."""
-    expect_real(name, value)
     expect(eqx.is_array_like(value), name, "be an array of real numbers", type(value).__name__)
+    expect_real(name, value)
     array = jnp.asarray(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.itemsize > array.dtype.itemsize:
-        lost = int((np.isfinite(value) & ~np.isfinite(np.asarray(array))).sum())
+        with np.errstate(over="ignore"):
+            lost = int((np.isfinite(value) & ~np.isfinite(value.astype(array.dtype))).sum())
         if lost:
             raise ValueError(
                 f"`{name}` must stay finite in {array.dtype}; {lost} of {value.size} values become infinite. "

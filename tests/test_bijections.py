@@ -596,7 +596,7 @@ def test_coupling_refuses(change, message):
         ({"n_components": 2.0}, "`n_components` must be a whole number ≥ 1; got 2.0"),
         ({"log_scale_bound": 0.0}, "`log_scale_bound` must be positive"),
         ({"log_scale_bound": np.inf}, "`log_scale_bound` must be positive and finite; got inf"),
-        ({"weights": "ab"}, "`weights` must be a concrete array of numbers"),
+        ({"weights": "ab"}, "`weights` must be an array of real numbers"),
         ({"n_components": 2, "means": [0.0]}, r"`means` must have shape \(2,\).*got \(1,\)"),
         ({"n_components": 2, "scales": [1.0, -1.0]}, "`scales` must be positive"),
         ({"n_components": 2, "weights": [1.0, np.nan]}, "`weights` must be finite"),
@@ -995,7 +995,7 @@ def test_an_order_is_normalised_and_two_passes_make_a_coupling():
     [
         ({"order": np.array([0.0, 1, 2])}, "`order` must be an array of whole numbers.*float64"),
         ({"order": np.arange(4)}, r"`order` must have shape \(3,\).*\(4,\)"),
-        ({"order": np.zeros(3, int)}, "`order` must have two different ranks or more"),
+        ({"order": np.zeros(3, int)}, "`order` must have at least two different ranks"),
         ({"order": np.arange(3), "passes": 2}, "`passes` must be None where `order` is given"),
         ({"passes": 4}, "`passes` must be at most 3"),
         ({"passes": 1}, "`passes` must be a whole number ≥ 2"),

@@ -544,9 +544,12 @@ def spacings(x):
 
 
 def neighbours(x, k=4):
-    """Log-density at each point of the plane from the distance to its k-th nearest neighbour."""
-    distance = np.sort(np.linalg.norm(x[:, None] - x[None, :], axis=2), axis=1)[:, k]
-    return digamma(k) - digamma(len(x)) - np.log(np.pi) - 2 * np.log(distance)
+    """Log-density at each point of the plane from its k-th nearest neighbour among standardized points."""
+    scale = x.std(axis=0)
+    unit = x / scale
+    distance = np.sort(np.linalg.norm(unit[:, None] - unit[None, :], axis=2), axis=1)[:, k]
+    volume = np.log(np.pi) + 2 * np.log(distance) + np.log(scale).sum()
+    return digamma(k) - digamma(len(x)) - volume
 
 
 def test_entropies_follow_their_estimators_formulas():

@@ -210,7 +210,7 @@ def test_what_cannot_be_warmed_or_fitted_is_named():
         (lambda: gf.rbig(jr.key(0), x, n_components=1), "`n_components` must be a whole number ≥ 2"),
         (lambda: gf.rbig(jr.key(0), x, val_fraction=1.0), r"`val_fraction` must lie in \[0, 1\)"),
         (lambda: gf.rbig(jr.key(0), x.at[0, 0].set(jnp.inf)), "`x` must be finite"),
-        (lambda: gf.gaussianization_flow(jr.key(0), 1), "`dim` must be a whole number ≥ 2"),
+        (lambda: gf.gaussianization_flow(jr.key(0), 0), "`dim` must be a whole number ≥ 1"),
     ]
     for call, message in refused:
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,7 @@
 """What every layer and flow shares: argument checks, compiled calls, and the base classes."""
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -277,6 +279,19 @@ def jit_once(function: Callable) -> Callable:
     return run
 
 
+_ANEW = contextvars.ContextVar("_ANEW", default=False)
+
+
+@contextlib.contextmanager
+def traced_anew():
+    """Let the layers' Python code run at each call, so that a check sees a state hidden in it."""
+    token = _ANEW.set(True)
+    try:
+        yield
+    finally:
+        _ANEW.reset(token)
+
+
 class _Constant:
     """A NumPy array as a value that can be compared and hashed: part of a program, not an input of it."""
 
@@ -300,7 +315,7 @@ def _program(static, arrays):
 
 
 def compiled(function: Callable, *args: Any) -> Any:
-    """Return ``function(*args)``, computed by one program that the next such call finds again.
+    """Return ``function(*args)``, computed by a program that the next such call finds again.
 
     JAX arrays are inputs of the program; all else (functions, numbers, NumPy arrays such as masks, static
     fields) is part of it. A second call with equal parts compiles nothing, inside ``jax.vmap`` too, where a
@@ -310,6 +325,8 @@ def compiled(function: Callable, *args: Any) -> Any:
         function: A function that exists once, not one made for this call.
         *args: Its arguments, any pytrees.
     """
+    if _ANEW.get():
+        return function(*args)
     leaves, structure = jax.tree.flatten(args)
     arrays = [leaf if isinstance(leaf, jax.Array) else None for leaf in leaves]
     rest = [

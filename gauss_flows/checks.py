@@ -15,7 +15,7 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, ArrayLike
 
-from gauss_flows.base import Shape, compiled, expect
+from gauss_flows.base import Shape, compiled, expect, traced_anew
 
 _JACOBIAN_ENTRIES = 2_000_000  # Jacobians are formed at as many points as this allows
 
@@ -278,6 +278,7 @@ def _batch(name: str, value: ArrayLike | None, shape: Shape, n: int | None) -> A
     return array
 
 
+@traced_anew()
 def _measure(bijection, xs, cs, m):
     """All figures in one compiled function, one row a point."""
     axes = (0, None if cs is None else 0)

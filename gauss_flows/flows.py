@@ -26,7 +26,7 @@ def coupling_flow(
     dim: int,
     *,
     layers: int = 8,
-    bijector: AbstractBijection | None = None,
+    bijector: AbstractBijection | Family | None = None,
     mixing: str = "lu",
     cond_dim: int | None = None,
     conditioner: ConditionerFactory | None = None,
@@ -44,7 +44,10 @@ def coupling_flow(
         dim: D, at least 1. A single coordinate has no other to depend on: each layer is then a map whose
             parameters depend on the condition, if there is one, and are free otherwise.
         layers: Number of coupling layers.
-        bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
+        bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``. What the
+            networks add to its scales and shifts is limited smoothly, so that no weights make a point within
+            1e6 overflow; ordinary values stay exactly as they are. A
+            :class:`~gauss_flows.bijectors.Family` is taken as it is, without limits unless it has its own.
         mixing: "lu" (a flip of the coordinates' order, then a trained linear map that starts as the
             identity), "householder" (trained rotations that start at random) or "flip" alone.
         cond_dim: Size of an external condition. Default: none.
@@ -81,6 +84,8 @@ def _limited(bijector, layers):
     leaves a factor of e^30 for all layers together, of which e^6 is left to the linear maps between them.
     """
     layers = expect_whole("layers", layers, 1)
+    if isinstance(bijector, Family):
+        return bijector
     return Family(RQSpline() if bijector is None else bijector, max_log_scale=24 / layers)
 
 
@@ -117,7 +122,7 @@ def maf(
     dim: int,
     *,
     layers: int = 5,
-    bijector: AbstractBijection | None = None,
+    bijector: AbstractBijection | Family | None = None,
     passes: int | None = None,
     cond_dim: int | None = None,
     conditioner: ConditionerFactory | None = None,
@@ -135,7 +140,10 @@ def maf(
         dim: D, at least 1. With a single coordinate each layer is a trained scale and shift, and a map whose
             parameters depend on the condition, if there is one, and are free otherwise.
         layers: Number of autoregressive layers.
-        bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``.
+        bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``. What the
+            networks add to its scales and shifts is limited smoothly, so that no weights make a point within
+            1e6 overflow; ordinary values stay exactly as they are. A
+            :class:`~gauss_flows.bijectors.Family` is taken as it is, without limits unless it has its own.
         passes: Ranks of each layer, 2 (couplings) to D. Default: D.
         cond_dim: Size of an external condition. Default: none.
         conditioner: As for :class:`~gauss_flows.MaskedAutoregressive`. Default: a masked network with silu

@@ -378,7 +378,8 @@ class _Structure:
         """A function without a name of its own: a lambda, or one made inside another function."""
         name = _name(value)
         if hasattr(value, "__wrapped__"):  # made by a decorator, whose captured values are its own affair
-            self.unclear.append(f"{path} ({name}, decorated)")
+            if _package(name) not in _LIBRARIES:
+                self.unclear.append(f"{path} ({name}, decorated)")
             return self._fields("functools:wraps", {"wrapped": value.__wrapped__}, path)
         if _package(name) not in _LIBRARIES:
             self.unclear.append(f"{path} ({name})")

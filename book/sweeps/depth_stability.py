@@ -95,7 +95,7 @@ def train_stack(guard, depth, rates, keys):
 
     def make(key):
         flow = gf.coupling_flow(
-            key, 2, layers=depth, bijector=gf.bijectors.exp_affine(bound),
+            key, 2, layers=depth, bijector=gf.bijectors.Family(gf.bijectors.exp_affine(bound)),
             conditioner=gf.conditioners.mlp(24, 2), actnorm=actnorm,
         )  # fmt: skip
         return gf.data_init(flow, x) if from_data else flow

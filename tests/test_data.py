@@ -278,6 +278,15 @@ def test_values_in_groups_of_four_are_refused_where_as_many_pairs_pass():
         gf.entropy(fours)
 
 
+def test_fewer_equal_rows_pass_where_the_neighbour_is_nearer():
+    """Half a percent of the rows: 1 % may be equal for k = 4, a third of that for k = 2."""
+    x = sample(2000)
+    x[:5] = x[5:10]
+    assert np.isfinite(gf.entropy(x)).all()
+    with pytest.raises(ValueError, match=r"`x` must have few equal rows.*0\.5% of the rows"):
+        gf.entropy(x, k=2)
+
+
 @pytest.mark.parametrize("n", [2000, 20_000])
 def test_ties_that_pass_change_less_than_a_standard_error(n):
     """Just below each threshold, where the error is smallest: a uniform density."""

@@ -267,6 +267,26 @@ def test_ties_are_refused_and_counted():
             gf.total_correlation(x, joint_entropy=known)
 
 
+def test_values_in_groups_of_four_are_refused_where_as_many_pairs_pass():
+    """4 % of the values; of pairs 8 % may be repeated at this size."""
+    x = sample(2000)[:, 0]
+    pairs, fours = x.copy(), x.copy()
+    pairs[:40] = pairs[40:80]
+    fours[:60] = np.tile(fours[60:80], 3)
+    assert np.isfinite(gf.entropy(pairs)).all()
+    with pytest.raises(ValueError, match=r"`x` must have few equal values.*4\.0% of the values"):
+        gf.entropy(fours)
+
+
+def test_fewer_equal_rows_pass_where_the_neighbour_is_nearer():
+    """Half a percent of the rows: 1 % may be equal for k = 4, a third of that for k = 2."""
+    x = sample(2000)
+    x[:5] = x[5:10]
+    assert np.isfinite(gf.entropy(x)).all()
+    with pytest.raises(ValueError, match=r"`x` must have few equal rows.*0\.5% of the rows"):
+        gf.entropy(x, k=2)
+
+
 @pytest.mark.parametrize("n", [2000, 20_000])
 def test_ties_that_pass_change_less_than_a_standard_error(n):
     """Just below each threshold, where the error is smallest: a uniform density."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from paramax import unwrap
 
 import gauss_flows as gf
 
@@ -56,6 +57,22 @@ FLOWS = {
     "a Scan in flowjax's class": lambda: stacked("Scan", fd.Transformed),
     "a Chain in flowjax's class": lambda: stacked("Chain", fd.Transformed),
 }
+
+
+class Reordered(gf.Bijection):
+    """A layer in another order of the coordinates, which is a NumPy array."""
+
+    order: np.ndarray
+    inner: gf.ActNorm1D
+    shape = (3,)
+    cond_shape = None
+
+    def transform_and_log_det(self, x, condition=None):
+        return self.inner.transform_and_log_det(x[self.order])
+
+    def inverse_and_log_det(self, y, condition=None):
+        x, log_det = self.inner.inverse_and_log_det(y)
+        return x[np.argsort(self.order)], log_det
 
 
 @functools.cache
@@ -100,6 +117,18 @@ def test_flows_of_equal_structure_share_their_programs():
     second.log_prob(x)
     twin.log_prob(x)
     assert len(seen) == before
+
+
+def test_layers_that_differ_in_numpy_arrays_alone_do_not_share_a_program():
+    """Their arrays, of one shape and type, are part of the program and not an input of it."""
+    inner, seen = gf.ActNorm1D((3,)), compilations()
+    permuted = lambda *order: Reordered(np.array(order), inner)
+    x = jnp.arange(3.0)
+    np.testing.assert_array_equal(permuted(0, 2, 1).transform(x), [0, 2, 1])
+    np.testing.assert_array_equal(permuted(2, 0, 1).transform(x), [2, 0, 1])
+    before = len(seen)
+    np.testing.assert_array_equal(permuted(0, 2, 1).transform(x), [0, 2, 1])
+    assert len(seen) == before  # an equal array made anew is the same constant
 
 
 def test_a_plain_call_equals_the_compiled_one():
@@ -149,6 +178,16 @@ def test_limits_leave_ordinary_outputs_exactly_as_they_are(name):
     np.testing.assert_allclose(slope, 1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [gf.MixtureGaussianCDF, gf.DeepSigmoid])
+def test_limits_keep_the_first_component_wide_and_let_the_others_be_narrow(kind):
+    """At extreme outputs no log-scale is above the limit, and only that of the first is bounded below."""
+    family = gf.bijectors.Family(kind(3, scales=np.ones(3)), max_log_scale=3.0)
+    ends = jax.vmap(lambda theta: unwrap(family(theta)).log_scales)(
+        family.theta(jnp.array([-1e9, 1e9])[:, None] * jnp.ones(family.size)[None, :])
+    )
+    np.testing.assert_allclose(ends, [[-3, -5, -5], [3, 3, 3]], rtol=1e-4)
+
+
 def test_the_log_of_a_scale_that_underflows_is_right(dtype):
     """With softplus(r), r = -1e4: the log-determinant is r, and no -inf."""
     for raw, wanted in ((-1e4, -1e4), (-30.0, -30.0), (0.0, np.log(np.log(2))), (1e4, np.log(1e4))):
@@ -190,6 +229,22 @@ def test_one_dimension(make, cond_dim):
         other = flow.log_prob(x[3000], jnp.zeros(2))
         assert abs(float(other - flow.log_prob(x[3000], c))) > 1e-3
     gf.check_bijection(fb.Invert(flow.bijection), jr.normal(jr.key(5), (8, 1)), c)
+
+
+@pytest.mark.parametrize("cond_dim", [None, 2])
+def test_the_layers_of_one_coordinate(cond_dim):
+    """The linear part that was asked for, then a map whose parameters depend on the condition alone."""
+    last = gf.MarginalGaussianization if cond_dim is None else gf.MaskedAutoregressive
+    options = {"cond_dim": cond_dim, **SMALL}
+    for flow, first in (
+        (gf.maf(jr.key(0), 1, **options), [gf.LULinear]),
+        (gf.coupling_flow(jr.key(0), 1, **options), [fb.Flip, gf.LULinear]),
+        (gf.coupling_flow(jr.key(0), 1, mixing="flip", **options), [fb.Flip]),
+        (gf.coupling_flow(jr.key(0), 1, mixing="householder", **options), [gf.HouseholderRotation]),
+        (gf.coupling_flow(jr.key(0), 1, actnorm=True, **options), [gf.ActNorm1D, fb.Flip, gf.LULinear]),
+    ):
+        layer = flow.bijection.bijection.bijection
+        assert [type(part) for part in layer.bijections] == [*first, last]
 
 
 def test_a_broken_row_has_no_log_density():
@@ -241,6 +296,39 @@ def test_a_flow_names_the_argument_that_does_not_fit():
     ):
         with pytest.raises(ValueError, match=f"`{name}` must|`{name}`.*must"):
             call()
+
+
+def test_a_stack_of_flows_is_named():
+    """Used as one flow it would broadcast, or fail with an error about shapes."""
+    make = lambda key: gf.coupling_flow(key, 2, bijector=gf.Affine(), **SMALL)
+    stack = eqx.filter_vmap(make)(jr.split(jr.key(0), 3))
+    for call in (
+        lambda: stack.log_prob(jnp.ones((3, 2))),
+        lambda: stack.sample(jr.key(0), (3,)),
+        lambda: stack.sample_and_log_prob(jr.key(0)),
+    ):
+        with pytest.raises(ValueError, match=r"stack of flows.* must be used one at a time"):
+            call()
+
+
+def test_points_that_become_infinite_in_single_precision_are_refused():
+    x = np.array([[0.0, 1e39], [1.0, 2.0]])
+    flow = FLOWS["a Chain by hand"]()
+    conditional = gf.AffineCoupling(jr.key(0), (2,), cond_dim=2, nn_width=8)
+    for name, size, call in (
+        ("x", 4, lambda: flow.log_prob(x)),
+        ("x", 2, lambda: conditional.transform(x[0], x[1])),
+        ("y", 2, lambda: conditional.inverse(x[0], x[1])),
+        ("condition", 2, lambda: conditional.transform(x[1], x[0])),
+        ("x", 1, lambda: gf.Affine().transform(x[0, 1])),
+    ):
+        message = f"`{name}` must stay finite in float32; 1 of {size} values"
+        # JAX's own cast warns of the overflow first.
+        with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
+            call()
+    assert gf.Affine().transform(np.array(np.inf)) == np.inf  # an infinity that the caller passed
+    with jax.enable_x64(True):
+        assert gf.Affine().transform(np.array(1e39)) == 1e39
 
 
 def test_flows_run_under_shard_map():

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import cloudpickle
+import equinox as eqx
 import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
@@ -185,3 +186,25 @@ def test_equal_targets_share_their_programs(name):
     other = gf.targets.gaussian_mixture([[1.0, 0.0]], 1.0)
     gf.kl_divergence(make(), other, key, 10)
     assert programs() == before + 1
+
+
+DIFFERENT = {  # by two and two, of equal shape, mean and standard deviation
+    "mixtures": lambda: (
+        targets.gaussian_mixture([[0.0, 0.0]], 5.0),
+        targets.gaussian_mixture([[3.0, 0.0], [-3.0, 0.0]], [[4.0, 5.0], [4.0, 5.0]]),
+    ),
+    "boards": lambda: (targets.checkerboard(2), targets.checkerboard(4)),
+    "standardized": lambda: (targets.two_moons().standardized(), targets.rings().standardized()),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_different_targets_share_no_program(name):
+    first, second = DIFFERENT[name]()
+    assert (first.shape, first.moments) == (second.shape, second.moments)
+    assert first != second
+    x = first.sample(jr.key(0), (50,))
+    run = eqx.filter_jit(lambda target, x: target.log_prob(x))
+    for target in (first, second):
+        np.testing.assert_allclose(run(target, x), jax.vmap(target.log_density)(x), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(run(first, x), run(second, x), rtol=1e-2)

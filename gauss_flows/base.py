@@ -445,7 +445,9 @@ def _as_floats(name: str, value: Any) -> Array:
     """Return a real array of floating-point numbers; integers are cast to the default type."""
     expect(eqx.is_array_like(value), name, "be an array of real numbers", type(value).__name__)
     expect_real(name, value)
-    array = jnp.asarray(value)
+    with np.errstate(over="ignore"):
+        array = jnp.asarray(value)
+    value = np.asarray(value) if isinstance(value, float) else value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.itemsize > array.dtype.itemsize:
         with np.errstate(over="ignore"):
             lost = int((np.isfinite(value) & ~np.isfinite(value.astype(array.dtype))).sum())

@@ -5,6 +5,8 @@ exceed minus the target's entropy, and :func:`gauss_flows.kl_divergence` says ho
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -28,11 +30,12 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
+@dataclass(frozen=True, eq=False)
 class _Made:
     """A function equal to any other that was made from an equal recipe, so that both share programs."""
 
-    def __init__(self, function: Callable, recipe: Any):
-        self.function, self.recipe = function, recipe
+    function: Callable
+    recipe: Any
 
     def __call__(self, *args):
         return self.function(*args)
@@ -44,17 +47,18 @@ class _Made:
         return hash(self.recipe)
 
 
+@dataclass(frozen=True, eq=False)
 class _Once:
     """A function without arguments that keeps its value."""
 
-    def __init__(self, function: Callable[[], float]):
-        self.function = function
-        self.value: float | None = None
+    function: Callable[[], float]
 
     def __call__(self) -> float:
-        if self.value is None:
-            self.value = self.function()
-        return self.value
+        return self._value
+
+    @cached_property
+    def _value(self) -> float:
+        return self.function()
 
 
 class Target(AbstractDistribution):

@@ -378,7 +378,7 @@ class _Structure:
         """A function without a name of its own: a lambda, or one made inside another function."""
         name = _name(value)
         if hasattr(value, "__wrapped__"):  # made by a decorator, whose captured values are its own affair
-            # A local one of a library belongs to its class; one with a public name may be that function's grad.
+            # One made inside a library belongs to it; one with a public name may be that function's grad.
             if _package(name) not in _LIBRARIES or "<locals>" not in name:
                 self.unclear.append(f"{path} ({name}, decorated)")
             return self._fields("functools:wraps", {"wrapped": value.__wrapped__}, path)

@@ -56,7 +56,7 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
     """Return the same flow with every :class:`ActNorm1D` set from the data that reaches it.
 
     A pure pass: nothing is changed in place, and all else stays as it was. It goes from data to latent
-    through distributions inside one another and through every container that :func:`walk` lists; other
+    through distributions inside one another and through every container that :func:`~gauss_flows.actnorm.walk` lists; other
     bijections are applied as they are. A coordinate without spread, or whose spread is nothing but rounding,
     is not magnified: it keeps scale 1.
 
@@ -125,11 +125,11 @@ def set_layers(
         flow: A distribution, or a bijection that takes data to latent.
         x: Checked data, one row an event.
         condition: One row a row of x, or none.
-        change: As for :func:`walk`; equal functions share a compiled program.
+        change: As for :func:`~gauss_flows.actnorm.walk`; equal functions share a compiled program.
         kinds: The types of the layers.
 
     Raises:
-        ValueError: As :func:`walk`; or if a row has no finite image.
+        ValueError: As :func:`~gauss_flows.actnorm.walk`; or if a row has no finite image.
     """
     new, rows = (_walk_compiled if _compiles(flow) else _walk_all)(flow, x, condition, change, kinds)
     if isinstance(rows.lost, jax.core.Tracer):  # the flow is one of many under `vmap`
@@ -210,7 +210,7 @@ def walk(
 
 
 def _walk(part, rows, change, kinds, forward):
-    """As :func:`walk`, for a batch of rows."""
+    """As :func:`~gauss_flows.actnorm.walk`, for a batch of rows."""
     go = lambda inner, rows, forward: _walk(inner, rows, change, kinds, forward)
     if isinstance(part, kinds):
         part, fits = _change_unwrapped(part, rows, change, forward)

@@ -56,9 +56,9 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
     """Return the same flow with every :class:`ActNorm1D` set from the data that reaches it.
 
     A pure pass: nothing is changed in place, and all else stays as it was. It goes from data to latent
-    through distributions inside one another and through every container that :func:`~gauss_flows.actnorm.walk` lists; other
-    bijections are applied as they are. A coordinate without spread, or whose spread is nothing but rounding,
-    is not magnified: it keeps scale 1.
+    through distributions inside one another and through every container that
+    :func:`~gauss_flows.actnorm.walk` lists; other bijections are applied as they are. A coordinate without
+    spread, or whose spread is nothing but rounding, is not magnified: it keeps scale 1.
 
     Args:
         flow: A ``Transformed`` distribution, or a bijection that takes data to latent.

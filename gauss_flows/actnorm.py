@@ -13,7 +13,7 @@ from flowjax.distributions import AbstractDistribution, AbstractTransformed
 from jaxtyping import Array, Float
 from paramax import NonTrainable, unwrap
 
-from gauss_flows.base import Bijection, Shape, expect_data, expect_shape, mean_and_std
+from gauss_flows.base import Bijection, Shape, Transformed, expect_data, expect_shape, mean_and_std
 
 
 class ActNorm1D(Bijection):
@@ -81,6 +81,8 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
         >>> print(f"{bijection.transform(x[0])[0]:.4f}")
         -1.0000
     """
+    if isinstance(flow, Transformed):
+        flow.expect_single()
     x, condition = expect_data(flow, x, condition)
     return set_layers(flow, x, condition, _set_actnorm, (ActNorm1D,))
 

@@ -83,6 +83,8 @@ def expect_real(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be real-valued; got dtype {dtype}")
     if dtype == np.longdouble and dtype.itemsize > 8:
         raise ValueError(f"`{name}` must be in double precision at most; got dtype {dtype}")
+    if dtype.kind in "mM":
+        raise ValueError(f"`{name}` must be an array of real numbers; got dtype {dtype}")
     numeric = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
     if not numeric:
         raise ValueError(f"`{name}` must be an array of real numbers; got dtype {dtype}")
@@ -436,18 +438,23 @@ def _unwrapped(method, bijection, event, condition):
 
 
 def _as_real_array(name: str, value: Any, shape: tuple[int, ...], what: str) -> Array:
-    array = _as_floats(name, value)
+    array = as_floats(name, value)
     expect(array.shape == shape, name, f"have shape {shape}, {what}", array.shape)
     return array
 
 
-def _as_floats(name: str, value: Any) -> Array:
+def as_floats(name: str, value: Any) -> Array:
     """Return a real array of floating-point numbers; integers are cast to the default type."""
     expect(eqx.is_array_like(value), name, "be an array of real numbers", type(value).__name__)
     expect_real(name, value)
+    if not isinstance(value, jax.Array) and not hasattr(value, "__jax_array__"):
+        value = np.asarray(value)
+        if value.dtype.kind in "iub":  # before JAX cuts them to 32 bits
+            value = value.astype(np.float64)
+        if not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
     with np.errstate(over="ignore"):
         array = jnp.asarray(value)
-    value = np.asarray(value) if isinstance(value, float) else value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.itemsize > array.dtype.itemsize:
         with np.errstate(over="ignore"):
             lost = int((np.isfinite(value) & ~np.isfinite(value.astype(array.dtype))).sum())
@@ -551,11 +558,14 @@ class Transformed(fd.Transformed):
     def _log_prob(self, x, condition=None):
         log_prob = super()._log_prob(x, condition)
         broken = jnp.isnan(x).any()
-        if condition is not None:
-            broken |= jnp.isnan(condition).any()
+        # A flow with NaN among its parameters gives no density either, wherever the point is.
+        for array in (condition, *jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array))):
+            if array is not None:
+                broken |= jnp.isnan(array).any()
         return jnp.where(broken, jnp.nan, log_prob)
 
-    def _expect_single(self):
+    def expect_single(self) -> None:
+        """Raise a ``ValueError`` if this is a stack of flows, as ``fit_many`` makes one."""
         location = getattr(unwrap(self.base_dist), "loc", 0.0)
         if jnp.ndim(location) > len(self.shape):
             raise ValueError(
@@ -564,7 +574,7 @@ class Transformed(fd.Transformed):
             )
 
     def _draw(self, method, key, sample_shape, condition):
-        self._expect_single()
+        self.expect_single()
         typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if not typed or key.shape != ():
             raise ValueError(f"`key` must be one random key, such as jax.random.key(0); it is {key!r}.")
@@ -581,10 +591,10 @@ class Transformed(fd.Transformed):
 
     def _batch(self, name, value, shape):
         """The argument as a floating-point array whose last axes are ``shape``."""
-        self._expect_single()
+        self.expect_single()
         if value is None:
-            raise ValueError(f"`{name}` must be given: this flow is conditional, with cond_shape {shape}.")
-        array = _as_floats(name, value)
+            raise ValueError(f"`{name}` must be given, with shape {shape} or a batch of such arrays.")
+        array = as_floats(name, value)
         if array.shape[array.ndim - len(shape) :] != shape or array.ndim < len(shape):
             raise ValueError(
                 f"The last axes of `{name}` must have shape {shape}; its shape is {array.shape}."

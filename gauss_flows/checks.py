@@ -15,7 +15,7 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, ArrayLike
 
-from gauss_flows.base import Shape, compiled, expect, traced_anew
+from gauss_flows.base import Shape, as_floats, compiled, expect, expect_real, traced_anew
 
 _JACOBIAN_ENTRIES = 2_000_000  # Jacobians are formed at as many points as this allows
 
@@ -122,6 +122,7 @@ def check(
         1/3 + 2/3 - 1            ≈ 0  ≤ 1e-15  ok
     """
     expect(at_most is not None or at_least is not None, "at_most", "or `at_least` be given", None)
+    expect_real("value", value)
     expect(np.size(value) == 1, "value", "be one number", f"shape {np.shape(value)}")
     number = float(np.asarray(value).reshape(()))
     ok = math.isfinite(number)
@@ -264,9 +265,7 @@ def check_bijection(
 def _batch(name: str, value: ArrayLike | None, shape: Shape, n: int | None) -> Array:
     """The value as a batch of n (or any number of) arrays of the shape."""
     expect(eqx.is_array_like(value), name, f"be an array of shape {shape} or a batch", type(value).__name__)
-    array = jnp.asarray(value)
-    expect(not jnp.iscomplexobj(array), name, "be real-valued", array.dtype)
-    array = array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+    array = as_floats(name, value)
     expect(array.dtype.itemsize >= 4, name, "be in single or double precision", array.dtype)
     expect(bool(jnp.isfinite(array).all()), name, "be finite", "NaN or infinity")
     single, batched = array.shape == shape, array.shape[1:] == shape and array.ndim == len(shape) + 1

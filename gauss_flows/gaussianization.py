@@ -280,6 +280,8 @@ def warm_start(
         >>> bool(gf.warm_start(cold, x).log_prob(x).mean() > cold.log_prob(x).mean() + 0.5)
         True
     """
+    if isinstance(flow, Transformed):
+        flow.expect_single()
     data, rows = expect_data(flow, x, condition)
     expect(rotation in (None, "pca"), "rotation", "be None or 'pca'", repr(rotation))
     em_steps = expect_whole("em_steps", em_steps, 1)

@@ -309,7 +309,7 @@ class _Structure:
             listed = ", ".join(self.unclear[:3]) + (", …" if len(self.unclear) > 3 else "")
             warnings.warn(
                 f"{what} has settings of which no more than the name can be compared: {listed}. Functions "
-                "defined at the top level of a module, and dataclasses, are compared fully.",
+                "defined at the top level of a module are compared by name, and dataclasses by their fields.",
                 stacklevel=3,
             )
 
@@ -471,9 +471,8 @@ def _owner(kind: type, field: str) -> type:
 def _same_name(theirs: str, ours: str) -> bool:
     """Whether two qualified names mean one thing: a package may move it, a script may become a module."""
     packages = {_package(theirs), _package(ours)}
-    return theirs.partition(":")[2] == ours.partition(":")[2] and (
-        len(packages) == 1 or "__main__" in packages
-    )
+    moved = len(packages) == 1 or ("__main__" in packages and not packages & _LIBRARIES)
+    return theirs.partition(":")[2] == ours.partition(":")[2] and moved
 
 
 def _same_value(theirs: Any, ours: Any) -> bool:

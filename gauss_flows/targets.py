@@ -19,7 +19,7 @@ from flowjax.distributions import AbstractDistribution
 from jax.scipy.special import i0e, logsumexp
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from gauss_flows.base import Shape, compiled, expect, expect_concrete, expect_whole
+from gauss_flows.base import Shape, as_floats, compiled, expect, expect_concrete, expect_whole
 from gauss_flows.information import Estimate
 from gauss_flows.numerics import LOG_SQRT_2PI
 
@@ -126,6 +126,9 @@ class Target(AbstractDistribution):
         entropy = lambda: self.entropy - log_scale
         recipe = ("standardized", self.log_density.recipe)
         return Target(self.shape, log_density, sampler, (0.0, 1.0), entropy, recipe)
+
+    def log_prob(self, x, condition=None):
+        return super().log_prob(as_floats("x", x), condition)
 
     def _log_prob(self, x, condition=None):
         return self.log_density(x)

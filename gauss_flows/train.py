@@ -42,6 +42,7 @@ class _Settings(NamedTuple):
     optimizer: optax.GradientTransformation | None
     loss: Callable | None
     sharding: NamedSharding | None
+    key_impl: str  # which random bits the keys make
 
 
 class _State(NamedTuple):
@@ -304,7 +305,18 @@ def _run(
         parts = sharding.shape[sharding.axis_names[0]]
         expect(batch_size % parts == 0, "batch_size", f"divide by the mesh's {parts} devices", batch_size)
         named = NamedSharding(sharding, PartitionSpec(sharding.axis_names[0]))
-    settings = _Settings(steps, chunk, batch_size, clip_norm, float(average), optimizer, loss, named)
+    clip_norm = None if clip_norm is None else float(clip_norm)
+    settings = _Settings(
+        steps,
+        chunk,
+        int(batch_size),
+        clip_norm,
+        float(average),
+        optimizer,
+        loss,
+        named,
+        str(jr.key_impl(key)),
+    )
 
     rates = jnp.asarray(np.broadcast_to(rate, (many,) if many else ()), float)
     mark = {} if checkpoint is None else _run_mark(key, flow, x, condition, rates, settings, n_val)
@@ -470,7 +482,7 @@ def _chunk(data, state):
 
 def _steps(x, condition, rate, n_val, static, settings, state):
     optimizer, loss = _optimizer(settings, rate), settings.loss or maximum_likelihood
-    key = jr.wrap_key_data(state.key)
+    key = jr.wrap_key_data(state.key, impl=settings.key_impl)
     n_train = len(x) - n_val
     take = lambda rows: (x[rows], None if condition is None else condition[rows])
     whole = (lambda tree: tree) if settings.optimizer else ravel_pytree(state.params)[1]

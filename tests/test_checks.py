@@ -113,3 +113,8 @@ def test_a_broken_bound_is_shown_in_absolute_terms_whatever_the_columns():
 
 def test_a_line_in_words_has_no_bound():
     assert str(Line("mask", "copied", None, True)) == f"{'mask':<24} copied  ok"
+
+
+def test_a_masked_value_is_no_value():
+    with pytest.raises(ValueError, match="`value` must not be a masked array"):
+        gf.check("nothing", np.ma.masked, at_most=2)

@@ -544,11 +544,11 @@ def spacings(x):
 
 
 def neighbours(x, k=4):
-    """Log-density at each point of the plane from its k-th nearest neighbour among standardized points."""
-    scale = x.std(axis=0)
-    unit = x / scale
+    """Log-density at each point of the plane from its k-th nearest neighbour among uncorrelated columns."""
+    factor = np.linalg.cholesky(np.cov(x.T, bias=True))
+    unit = x @ np.linalg.inv(factor).T
     distance = np.sort(np.linalg.norm(unit[:, None] - unit[None, :], axis=2), axis=1)[:, k]
-    volume = np.log(np.pi) + 2 * np.log(distance) + np.log(scale).sum()
+    volume = np.log(np.pi) + 2 * np.log(distance) + np.log(np.diag(factor)).sum()
     return digamma(k) - digamma(len(x)) - volume
 
 

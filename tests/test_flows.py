@@ -365,3 +365,34 @@ def test_flows_run_under_shard_map():
         [sys.executable, "-c", code], env=os.environ | devices, capture_output=True, text=True, check=False
     )
     assert run.stdout == "equal\n", run.stderr
+
+
+def test_numbers_beyond_32_bits_are_not_cut():
+    """Integers are cast to floats before JAX cuts them to 32 bits; other byte orders are understood."""
+    layer = gf.ActNorm1D((1,))
+    for value in (np.array([3_000_000_000]), np.array([3e9]), np.array([3e9], ">f8"), np.array([3e9], ">f4")):
+        np.testing.assert_allclose(layer.transform(value), 3e9, rtol=1e-6)
+    np.testing.assert_allclose(gf.Affine().transform(3_000_000_000), 3e9, rtol=1e-6)
+    flow = gf.maf(jr.key(0), 1, cond_dim=1, **SMALL)
+    flow = with_random_networks(flow, 0.5, jr.key(1))
+    exact, same = (flow.log_prob(np.zeros(1), np.array([c])) for c in (2**33, float(2**33)))
+    assert exact == same
+    for value in (1e39, np.array(1e39)):
+        with pytest.raises(ValueError, match="`x` must stay finite in float32"):
+            gf.Affine().transform(value)
+    with pytest.raises(ValueError, match=r"`x` must be an array of real numbers; got dtype timedelta64"):
+        layer.transform(np.array([3], "timedelta64[s]"))
+
+
+def test_a_flow_with_broken_parameters_has_no_log_density():
+    flow = FLOWS["coupling_flow"]()
+    where = lambda f: f.bijection.bijection.bijection.bijections[1].bias
+    broken = eqx.tree_at(where, flow, where(flow).at[0, 0].set(jnp.nan))
+    assert bool(jnp.isnan(broken.log_prob(jnp.ones((3, 2)))).all())
+
+
+def test_a_stack_of_flows_is_not_set_from_data():
+    stack = eqx.filter_vmap(lambda key: gf.maf(key, 2, **SMALL))(jr.split(jr.key(0), 2))
+    for call in (gf.data_init, gf.warm_start):
+        with pytest.raises(ValueError, match="must be used one at a time"):
+            call(stack, jnp.ones((20, 2)))

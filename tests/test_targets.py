@@ -208,3 +208,11 @@ def test_different_targets_share_no_program(name):
     for target in (first, second):
         np.testing.assert_allclose(run(target, x), jax.vmap(target.log_density)(x), rtol=1e-4, atol=1e-4)
     assert not np.allclose(run(first, x), run(second, x), rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gaussian_mixture", "rings", "checkerboard", "funnel"])
+def test_targets_name_points_that_do_not_fit(name):
+    target = getattr(gf.targets, name)()
+    for x in (np.ma.masked_equal(np.ones((3, 2)), 0), np.ones((3, 2)) * 1j, np.full((3, 2), 1e39), "text"):
+        with pytest.raises(ValueError, match="`x` must"):
+            target.log_prob(x)

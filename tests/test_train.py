@@ -893,3 +893,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         gf.save(path, small(jr.key(2)))
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_keys_of_any_implementation_train():
+    x = jr.normal(jr.key(0), (60, 2))
+    flow = gf.coupling_flow(jr.key(1), 2, layers=1, nn_width=4, bijector=gf.Affine())
+    for key in (jr.key(0, impl="rbg"), jr.PRNGKey(0)):
+        assert np.isfinite(gf.fit(key, flow, x, steps=2, batch_size=8, progress=False).val_loss).all()

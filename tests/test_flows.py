@@ -148,8 +148,17 @@ def with_random_networks(flow, scale, key):
     return jax.tree.map(change, flow, is_leaf=is_network)
 
 
-@pytest.mark.parametrize("name", MENU)
-@pytest.mark.parametrize("make", [gf.coupling_flow, gf.maf, gf.iaf], ids=lambda make: make.__name__)
+def far_cases():
+    """Every factory with every map; some pairs are left to `make nightly`."""
+    for make in (gf.coupling_flow, gf.maf, gf.iaf):
+        for name in MENU:
+            later = make is gf.iaf and name != "DeepSigmoid"
+            later = later or (make is gf.maf and name in ("flowjax's Affine", "Loc", "RQSpline"))
+            marks = [pytest.mark.nightly] if later else []
+            yield pytest.param(make, name, id=f"{make.__name__}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("make", "name"), list(far_cases()))
 def test_no_weights_make_a_far_point_overflow(make, name):
     """Log-densities and their gradients are finite up to 1e6 standard deviations, with any networks."""
     flow = make(jr.key(0), 2, bijector=MENU[name], layers=5, nn_width=8)

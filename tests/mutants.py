@@ -268,7 +268,7 @@ DOCUMENTED = tuple(Mutant(*row) for row in (
      "self.value = (array.shape, array.dtype.str)", "", "test_flows.py numpy_arrays_alone"),
     ("NaN of a row hidden", "base.py", "return jnp.where(broken, jnp.nan, log_prob)", "return log_prob", "",
      "test_flows.py broken_row"),
-    ("NaN of a condition hidden", "base.py", "for array in (condition, *jax.tree", "for array in (*jax.tree", "",
+    ("NaN of a condition hidden", "base.py", "for array in (condition, *jax.tree", "for array in (None, *jax.tree", "",
      "test_flows.py broken_row"),
     ("stack of flows not named", "base.py", "if jnp.ndim(location) > len(self.shape):", "if False:", "",
      "test_flows.py stack_of_flows"),

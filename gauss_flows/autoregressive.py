@@ -102,7 +102,7 @@ class MaskedAutoregressive(Bijection):
         tolerance: float | None = None,
     ):
         self.shape = expect_shape(shape)
-        self._family = as_family(bijector)
+        self._family = as_family(bijector, at_least=1)
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
         self._ranks = _ranks(self.shape, order, passes)
         if conditioner is None:

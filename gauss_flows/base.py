@@ -295,11 +295,16 @@ def traced_anew():
 
 
 class _Constant:
-    """A NumPy array as a value that can be compared and hashed: part of a program, not an input of it."""
+    """A NumPy array or a number, to be compared and hashed: part of a program, not an input of it.
 
-    def __init__(self, array: np.ndarray):
+    Numbers are told apart by type and sign too: 0.0, -0.0, 0 and False are equal, but do not compute alike.
+    """
+
+    def __init__(self, array: Any):
         self.array = array
-        self.value = (array.shape, array.dtype.str, array.tobytes())
+        is_array = isinstance(array, np.ndarray)
+        text: Any = (array.shape, array.dtype.str, array.tobytes()) if is_array else repr(array)
+        self.value = (type(array), text)
 
     def __eq__(self, other):
         return isinstance(other, _Constant) and self.value == other.value
@@ -332,7 +337,11 @@ def compiled(function: Callable, *args: Any) -> Any:
     leaves, structure = jax.tree.flatten(args)
     arrays = [leaf if isinstance(leaf, jax.Array) else None for leaf in leaves]
     rest = [
-        None if isinstance(leaf, jax.Array) else _Constant(leaf) if isinstance(leaf, np.ndarray) else leaf
+        None
+        if isinstance(leaf, jax.Array)
+        else _Constant(leaf)
+        if isinstance(leaf, np.ndarray | bool | int | float)
+        else leaf
         for leaf in leaves
     ]
     static = (function, structure, tuple(rest))
@@ -566,8 +575,8 @@ class Transformed(fd.Transformed):
 
     def expect_single(self) -> None:
         """Raise a ``ValueError`` if this is a stack of flows, as ``fit_many`` makes one."""
-        location = getattr(unwrap(self.base_dist), "loc", 0.0)
-        if jnp.ndim(location) > len(self.shape):
+        base = unwrap(self.base_dist)
+        if isinstance(base, fd.Normal) and jnp.ndim(base.loc) > len(self.shape):
             raise ValueError(
                 "This is a stack of flows, one for each key, and must be used one at a time: take "
                 "`result[i].flow` of what `fit_many` returned, or map over the stack with `eqx.filter_vmap`."

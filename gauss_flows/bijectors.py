@@ -149,9 +149,14 @@ class Family(eqx.Module):
         return jax.vmap(lambda p, v: getattr(self(p), method)(v))(theta, x)
 
 
-def as_family(bijector: AbstractBijection | Family) -> Family:
-    """Return the family of a bijector, or the family itself if it is one already."""
-    return bijector if isinstance(bijector, Family) else Family(bijector)
+def as_family(bijector: AbstractBijection | Family, *, at_least: int = 0) -> Family:
+    """Return the family of a bijector, or the family itself, with at least so many parameters."""
+    family = bijector if isinstance(bijector, Family) else Family(bijector)
+    if family.size < at_least:
+        raise ValueError(
+            "`bijector` must have a parameter for the network to set; it has none, or NonTrainable ones alone."
+        )
+    return family
 
 
 _UNLIMITED = 1e30  # in place of infinity, whose differences are NaN
@@ -164,7 +169,7 @@ def _limits_in_order(bijector, theta, max_log_scale, max_shift):
         if isinstance(bijector, Affine) and bijector.scale.link == "exp":
             named["scale"] = (-max_log_scale, max_log_scale)
     else:
-        named = getattr(bijector, "limits", lambda *_: {})(max_log_scale, max_shift)
+        named = bijector.limits(max_log_scale, max_shift) if isinstance(bijector, _Mixture) else {}
     limits = []
     for path, part in jax.tree_util.tree_flatten_with_path(theta)[0]:
         ends = named.get(path[0].name, (-_UNLIMITED, _UNLIMITED))
@@ -182,7 +187,9 @@ def soft_limit(value: Array, low: Array, high: Array) -> Array:
     inner_low, inner_high = 0.75 * low, 0.75 * high
     kept = jnp.where(value > inner_high, inner_high, jnp.where(value < inner_low, inner_low, value))
     room = 0.25 * jnp.where(value > 0, high, -low)
-    return kept + room * jnp.tanh((value - kept) / room)
+    beyond = kept + room * jnp.tanh((value - kept) / room)
+    # Selected, not added: backward, a cotangent times the room of an unlimited parameter would overflow.
+    return jnp.where(value == kept, value, beyond)
 
 
 def soft_clip(raw: Array, bound: float) -> Array:

@@ -81,7 +81,7 @@ class Coupling(Bijection):
         nn_depth: int = 2,
     ):
         self.shape = expect_shape(shape)
-        self._family = as_family(bijector)
+        self._family = as_family(bijector, at_least=1)
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
 
         flat_mask = masks.as_mask(mask, self.shape).ravel()

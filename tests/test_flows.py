@@ -405,3 +405,30 @@ def test_a_stack_of_flows_is_not_set_from_data():
     for call in (gf.data_init, gf.warm_start):
         with pytest.raises(ValueError, match="must be used one at a time"):
             call(stack, jnp.ones((20, 2)))
+
+
+def test_gradients_of_unlimited_parameters_do_not_overflow():
+    """Far points send large cotangents back: times the width of an unlimited range they were infinite."""
+    limit = lambda v: gf.bijectors.soft_limit(v, jnp.float32(-1e30), jnp.float32(1e30))
+    np.testing.assert_allclose(jax.vjp(limit, jnp.float32(0.1))[1](jnp.float32(2e9))[0], 2e9, rtol=1e-6)
+
+
+def test_numbers_that_are_equal_but_not_alike_do_not_share_a_program():
+    class Signed(gf.Bijection):
+        sign: float
+        shape = ()
+        cond_shape = None
+
+        def transform_and_log_det(self, x, condition=None):
+            return x * np.copysign(2.0, self.sign), jnp.zeros(())
+
+        def inverse_and_log_det(self, y, condition=None):
+            return y / np.copysign(2.0, self.sign), jnp.zeros(())
+
+    assert [float(Signed(s).transform(1.0)) for s in (0.0, -0.0)] == [2.0, -2.0]
+
+
+def test_a_bijector_without_parameters_is_named():
+    for make in (gf.coupling_flow, gf.maf):
+        with pytest.raises(ValueError, match="`bijector` must have a parameter for the network to set"):
+            make(jr.key(0), 2, bijector=fb.Tanh(), **SMALL)

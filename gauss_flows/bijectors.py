@@ -154,7 +154,7 @@ def as_family(bijector: AbstractBijection | Family, *, at_least: int = 0) -> Fam
     family = bijector if isinstance(bijector, Family) else Family(bijector)
     if family.size < at_least:
         raise ValueError(
-            "`bijector` must have a parameter for the network to set; it has none, or NonTrainable ones alone."
+            "`bijector` must have a parameter for the network to set; it has none, or only NonTrainable ones."
         )
     return family
 

@@ -231,7 +231,7 @@ def column_names(which: np.ndarray) -> str:
 
 
 def mean_and_std(x: Any, eps: float | None = None) -> tuple[Any, Any, Any]:
-    """Return the mean and the standard deviation of each column, whatever its scale and offset.
+    """Return the mean and the standard deviation of each column, for any scale and offset.
 
     Deviations from the first row are divided by the largest of them before anything is squared, so that no
     square over- or underflows. A column whose deviations are nothing but rounding, within eight units in the

@@ -372,7 +372,7 @@ def test_rows_outside_the_support_are_named():
 
 
 def containers():
-    """ActNorm in every container, with the indices of the coordinates that it shall standardize."""
+    """ActNorm in every container, with the indices of the coordinates that it must standardize."""
     one, scalar = gf.ActNorm1D((1,)), gf.ActNorm1D(())
     many = eqx.filter_vmap(lambda _: gf.ActNorm1D(()), axis_size=2)(jnp.zeros(2))
     tiled = eqx.filter_vmap(lambda _: NORM, axis_size=1)(jnp.zeros(1))

@@ -510,7 +510,7 @@ def test_a_package_may_move_what_it_keeps(path):
 
 
 def test_a_field_that_one_version_lacks(path):
-    """Of another package: a warning. Of ours: an error, since nobody knows what the file meant."""
+    """Of another package: a warning. Of ours: an error, since what the file meant is unknown."""
     flow = coupling()
     gf.save(path, flow)
     whole = path.read_bytes()

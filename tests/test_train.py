@@ -600,7 +600,7 @@ def test_the_error_of_a_checkpoint_says_what_differs(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"was written under jax {re.escape(now)} \(now 99\.9\)"):
             run(loss=scaled(3.0))
         assert run().train_loss.shape == (4,)  # the program is the same under both
-    settings = train._Settings(4, 1, 2, 1.0, 1 / 12, optax.sgd(1.0), height, None)
+    settings = train._Settings(4, 1, 2, 1.0, 1 / 12, optax.sgd(1.0), height, None, "threefry2x32")
     state, notes = io.read(path, train._start(jr.key(0), Point(jnp.zeros(1)), settings, 8, None))
     io.write(path, state, notes | {"run": "0" * 64})  # as 0.1.0 wrote it
     with pytest.raises(ValueError, match="by a version of it that did not record the loss and the optimizer"):

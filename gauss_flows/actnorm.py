@@ -63,7 +63,7 @@ def data_init(flow: Any, x: Float[Array, "n *shape"], condition: Array | None = 
     Args:
         flow: A ``Transformed`` distribution, or a bijection that takes data to latent.
         x: Data, one row an event, at least two rows.
-        condition: One row a row of x, for conditional flows.
+        condition: One row for each row of x, for conditional flows.
 
     Returns:
         A flow of the same structure.
@@ -126,7 +126,7 @@ def set_layers(
     Args:
         flow: A distribution, or a bijection that takes data to latent.
         x: Checked data, one row an event.
-        condition: One row a row of x, or none.
+        condition: One row for each row of x, or none.
         change: As for :func:`~gauss_flows.actnorm.walk`; equal functions share a compiled program.
         kinds: The types of the layers.
 
@@ -195,7 +195,7 @@ def walk(
     Args:
         flow: A distribution, or any flowjax bijection.
         x: Data, one row an event.
-        condition: One row a row of x, or none.
+        condition: One row for each row of x, or none.
         change: ``(layer, x, condition, forward) -> (layer, fits)``, a layer of the same structure, and
             whether it could be fitted to x, which is what reaches it.
         kinds: The types of the layers.

@@ -257,7 +257,7 @@ def mean_and_std(x: Any, eps: float | None = None) -> tuple[Any, Any, Any]:
 
 
 def split_parameters(tree: Any) -> tuple[Any, Any]:
-    """What training moves, and the rest; whatever is in ``paramax.NonTrainable`` belongs to the rest."""
+    """What training moves, and the rest; anything in ``paramax.NonTrainable`` belongs to the rest."""
     return eqx.partition(tree, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable))
 
 

@@ -109,7 +109,7 @@ class Family(eqx.Module):
         expect(bijector.shape == (), "bijector", "be scalar, of shape ()", bijector.shape)
         expect(bijector.cond_shape is None, "bijector", "be unconditional", bijector.cond_shape)
         in_force = lambda a: jnp.asarray(a, float) if eqx.is_inexact_array(a) else a
-        theta, rest = split_parameters(jax.tree.map(in_force, bijector))  # whatever precision it came in
+        theta, rest = split_parameters(jax.tree.map(in_force, bijector))  # in any precision
         parts = jax.tree.leaves(theta)
         self._theta = NonTrainable(ravel_pytree(theta)[0])
         self._rest = [NonTrainable(a) if eqx.is_array(a) else a for a in jax.tree.leaves(rest)]

@@ -279,7 +279,7 @@ def _batch(name: str, value: ArrayLike | None, shape: Shape, n: int | None) -> A
 
 @traced_anew()
 def _measure(bijection, xs, cs, m):
-    """All figures in one compiled function, one row a point."""
+    """All figures in one compiled function, one row for each point."""
     axes = (0, None if cs is None else 0)
     size = math.prod(bijection.shape)
     flat = lambda a: a.reshape(len(a), -1)

@@ -258,7 +258,7 @@ def warm_start(
     Args:
         flow: A ``Transformed`` distribution, or a bijection that takes data to latent.
         x: Data, shape (n, \*flow.shape).
-        condition: One row a row of x, for conditional flows; the warm start does not read it.
+        condition: One row for each row of x, for conditional flows; the warm start does not read it.
         rotation: "pca" sets rotations to the principal axes (they need D reflections). Default: they stay.
         em_steps: Steps of expectation maximisation.
 

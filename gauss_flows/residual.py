@@ -464,7 +464,7 @@ def estimate_log_prob(
         flow: A flowjax ``Transformed`` with :class:`Residual` blocks.
         x: Points.
         key: Random key.
-        condition: One row a point, for conditional flows.
+        condition: One row for each point, for conditional flows.
 
     Raises:
         ValueError: As :func:`with_log_det`.

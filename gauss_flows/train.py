@@ -537,7 +537,7 @@ def _steps(x, condition, rate, n_val, static, settings, state):
 
 
 def _watched() -> bool:
-    """Whether somebody sees the bar: a terminal, or a notebook's kernel."""
+    """Whether the bar can be seen: a terminal, or a notebook's kernel."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 

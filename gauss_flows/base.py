@@ -313,7 +313,8 @@ class _Constant:
         return hash(self.value)
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+# Not inlined, so that a plain gradient finds the loops inside again and compiles nothing.
+@functools.partial(jax.jit, static_argnums=0)
 def _program(static, arrays):
     function, structure, rest = static
     rest = [leaf.array if isinstance(leaf, _Constant) else leaf for leaf in rest]

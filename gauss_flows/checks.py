@@ -306,8 +306,10 @@ def _measure(bijection, xs, cs, m):
 
 def _allowed(found, n, m, base, atol):
     """Errors, their bounds and the figures' sizes, shape (points, coordinates), by name."""
-    x, z, log_det = (np.abs(found[name]) for name in ("x", "z", "log-det"))
-    own = [np.abs(found[name]) for name in ("jacobian", "inverse", "bend")]
+    # In double precision, where the bound of a number near the largest single one does not overflow.
+    size = lambda name: np.abs(found[name].astype(np.float64))
+    x, z, log_det = map(size, ("x", "z", "log-det"))
+    own = [*map(size, ("jacobian", "inverse", "bend"))]
     # Points without a Jacobian of their own share the largest entries seen at those that have one.
     shared = [a.max(axis=0, keepdims=True) for a in own]
 

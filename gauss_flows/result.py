@@ -7,10 +7,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from gauss_flows.base import as_floats
 from gauss_flows.residual import estimate_log_prob, is_random
 
 
@@ -151,7 +151,8 @@ def log_densities(key: PRNGKeyArray, flow: Any, x: Any, condition: Any) -> np.nd
             return estimate_log_prob(flow, x[None], key, rows)[0]
         return flow.log_prob(x, condition)
 
-    rows: Any = (jnp.asarray(x), None if condition is None else jnp.asarray(condition))
+    given = as_floats("x", np.asarray(x))
+    rows = (given, None if condition is None else as_floats("condition", np.asarray(condition)))
     try:  # in batches, since all rows at once may not fit in memory
         run: Callable = jax.jit(lambda rows: jax.lax.map(one, rows, batch_size=4096))
         scores = run(rows)

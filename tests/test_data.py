@@ -596,8 +596,9 @@ def hostile(draw):
 def hostile_programs():
     log_prob = eqx.filter_jit(lambda flow, x: flow.log_prob(x))
     transform = jax.jit(jax.vmap(lambda layer, x: layer.transform(x), (None, 0)))
-    train = gf.coupling_flow(jr.key(0), 2, layers=1, nn_width=4, bijector=gf.Affine(), cond_dim=2)
-    return log_prob, transform, train
+    options = {"layers": 1, "nn_width": 4, "bijector": gf.Affine()}
+    train = gf.coupling_flow(jr.key(0), 2, **options)
+    return log_prob, transform, train, gf.coupling_flow(jr.key(0), 2, cond_dim=2, **options)
 
 
 def attempt(call, *names):
@@ -615,7 +616,7 @@ def attempt(call, *names):
 @given(drawn=hostile())
 def test_any_data_give_a_right_result_or_a_named_error(drawn):
     data, kind, fault = drawn
-    log_prob, transform, conditional = hostile_programs()
+    log_prob, transform, trainable, conditional = hostile_programs()
     layer = attempt(lambda: gf.data_init(NORM, data), "x")
     warm = attempt(lambda: gf.warm_start(HOSTILE_FLOW, data, em_steps=3), "x")
     result = attempt(lambda: gf.rbig(jr.key(0), data, layers=1, n_components=2, em_steps=3), "x")
@@ -626,8 +627,12 @@ def test_any_data_give_a_right_result_or_a_named_error(drawn):
         )
     except gf.NonFiniteLoss as error:  # conditions of 1e30 overflow in a network, and `fit` says so
         fitted = error.result
+    try:
+        learned = attempt(lambda: gf.fit(jr.key(0), trainable, data, **options), "x")
+    except gf.NonFiniteLoss as error:  # data of 1e30 overflow in a flow that was not set from them
+        learned = error.result
     if kind in ("masked", "complex", "longdouble", "object", "text") or fault in ("NaN", "sentinel"):
-        assert layer is warm is result is None or kind == "integer"
+        assert layer is warm is result is learned is None or kind == "integer"
     if layer is not None:
         rows = jnp.asarray(np.asarray(data), jnp.float32)
         exact = np.asarray(rows, np.float64)
@@ -649,6 +654,8 @@ def test_any_data_give_a_right_result_or_a_named_error(drawn):
         assert np.isfinite([*result.gain, *result.gain_error]).all()
         if fault == "none":
             assert np.asarray(log_prob(result.flow, rows)).mean() >= gaussian.mean() - 0.3
+    report = attempt(lambda: gf.check_bijection(NORM, data), "x")
+    assert report is None or report.ok
     for function in (gf.entropy, gf.negentropy, gf.total_correlation):
         found = attempt(lambda function=function: function(data), "x")
         if found is not None:

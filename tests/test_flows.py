@@ -108,6 +108,26 @@ def test_repeated_plain_calls_compile_nothing(name):
     assert len(seen) == before
 
 
+@pytest.mark.parametrize("name", ["coupling_flow", "maf", "residual_flow", "a Scan by hand"])
+def test_repeated_plain_gradients_compile_nothing(name):
+    """Gradients in x and in the parameters, of densities and of samples, without ``jax.jit``."""
+    flow, seen = FLOWS[name](), compilations()
+
+    def calls(seed):
+        x = jr.normal(jr.key(seed), (5, 2))
+        return (
+            jax.grad(lambda x: flow.log_prob(x).sum())(x),
+            jax.grad(lambda x: jax.vmap(flow.bijection.inverse)(x).sum())(x),
+            eqx.filter_grad(lambda flow: flow.log_prob(x).mean())(flow),
+        )
+
+    calls(1)
+    calls(2)
+    before = len(seen)
+    calls(3)
+    assert len(seen) == before
+
+
 def test_flows_of_equal_structure_share_their_programs():
     seen, x = compilations(), jnp.ones((5, 2))
     first, second = (gf.maf(jr.key(seed), 2, bijector=gf.Affine(), **SMALL) for seed in (0, 1))

@@ -1,4 +1,4 @@
-# make book · make test · make notebooks · make lint · make serve · make bench · make nightly · make mutants · make travel · make links · make lock
+# make book · make test · make quick · make notebooks · make lint · make serve · make bench · make nightly · make mutants · make travel · make links · make lock
 #
 # Each target makes .venv from requirements.lock if it is missing or older than the lock.
 
@@ -6,17 +6,20 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help book site test nightly mutants notebooks lint format bench travel links serve lock clean
+.PHONY: help book site test quick nightly mutants notebooks lint format bench travel links serve lock clean
 
 PYTHON ?= python3
+BASE ?= origin/main
 PY := .venv/bin/python
+CELL := 76
 INSTALLED := .venv/.installed
 SITE := _build/html/index.html
-SOURCES := $(shell find _config.yml _toc.yml book gauss_flows -type f -not -path "*/.*" -not -path "*/__pycache__/*")
+SOURCES := _style.py $(shell find _config.yml _toc.yml book gauss_flows -type f -not -path "*/.*" -not -path "*/__pycache__/*")
 
 help:
 	@echo "make book       build the site, warnings as errors, and print where it is"
 	@echo "make test       run everything: package, notebooks (nbval), hygiene, the built site"
+	@echo "make quick      lint, types, and the tests of what differs from origin/main (BASE=... from elsewhere)"
 	@echo "make notebooks  execute the chapters in place (NOTEBOOKS=book/x.ipynb for one)"
 	@echo "make lint       ruff, over the notebooks too, and mypy"
 	@echo "make bench      print speeds as ratios against rivals, from one run"
@@ -29,7 +32,7 @@ help:
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo "== Making .venv from requirements.lock (once; it takes a minute or two)"
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"gauss_flows is tested on Python 3.11 to 3.13; this is {v.major}.{v.minor}. Name another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 15) else f"gauss_flows is tested on Python 3.11 to 3.14; this is {v.major}.{v.minor}. Name another: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -51,6 +54,10 @@ test: site
 	@echo "== Testing the package, every notebook, and the built site"
 	@$(PY) -m pytest -n 2 --dist loadfile
 
+quick: lint
+	@echo "== Testing what differs from $(BASE)"
+	@$(PY) tests/changed.py $(BASE)
+
 nightly: site
 	@echo "== The tests that make test leaves out"
 	@HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "nightly or drawn" tests
@@ -66,12 +73,14 @@ notebooks: $(INSTALLED)
 lint: $(INSTALLED)
 	@echo "== ruff and mypy"
 	@$(PY) -m ruff check
-	@$(PY) -m ruff format --check
+	@$(PY) -m ruff format --check --exclude "*.ipynb"
+	@$(PY) -m ruff format --check --line-length $(CELL) book/*.ipynb
 	@$(PY) -m mypy
 
 format: $(INSTALLED)
 	@$(PY) -m ruff check --fix
-	@$(PY) -m ruff format
+	@$(PY) -m ruff format --exclude "*.ipynb"
+	@$(PY) -m ruff format --line-length $(CELL) book/*.ipynb
 
 bench: $(INSTALLED)
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done

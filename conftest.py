@@ -17,6 +17,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_freed():
+    """After each file: every program maps memory, and a process may have 65,530 maps before it crashes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 def _quick_doctests(item, on):
     """An example runs once on few points: compiling it is nearly all its time, so optimise less."""
     if isinstance(item, pytest.DoctestItem):

@@ -35,33 +35,21 @@ KEPT_CELL_METADATA = ("tags", "mystnb")
 
 def chapters() -> list[Path]:
     """The book's notebooks, in alphabetical order."""
-    return sorted(
-        p
-        for p in BOOK.glob("**/*.ipynb")
-        if ".ipynb_checkpoints" not in p.parts
-    )
+    return sorted(p for p in BOOK.glob("**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
 def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without anything that changes from one run to the next for no reason."""
     notebook = nbformat.from_dict(notebook)
-    notebook.metadata = nbformat.from_dict(
-        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    )
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     seen: Counter[str] = Counter()
     count = 0
     for cell in notebook.cells:
-        digest = sha1(cell.source.encode()).hexdigest()[
-            :8
-        ]  # same text, same id
+        digest = sha1(cell.source.encode()).hexdigest()[:8]  # same text, same id
         cell.id = f"{digest}-{seen[digest]}" if seen[digest] else digest
         seen[digest] += 1
-        cell.metadata = {
-            k: v
-            for k, v in cell.metadata.items()
-            if k in KEPT_CELL_METADATA
-        }
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count  # nbval takes a cell without it for one that never ran
@@ -73,9 +61,7 @@ def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(
-    path: Path, timeout: float = 600
-) -> tuple[nbformat.NotebookNode, float]:
+def run(path: Path, timeout: float = 600) -> tuple[nbformat.NotebookNode, float]:
     """The notebook with new outputs, and the seconds it took."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -107,10 +93,7 @@ def record(path: Path, seconds: float) -> None:
     """Put a chapter's time into the table, in place of an older one."""
     rows = {}
     if TIMES.exists():
-        rows = {
-            r["chapter"]: r
-            for r in csv.DictReader(TIMES.read_text().splitlines())
-        }
+        rows = {r["chapter"]: r for r in csv.DictReader(TIMES.read_text().splitlines())}
     name = f"{{doc}}`{path.stem}`"
     rows[name] = {
         "chapter": name,
@@ -130,9 +113,7 @@ def main(names: list[str]) -> None:
     names = [name for name in names if not name.startswith("--")]
     for path in [Path(name).resolve() for name in names] or chapters():
         if words:  # only text changed: nothing to run
-            nbformat.write(
-                canonical(nbformat.read(path, as_version=4)), path
-            )
+            nbformat.write(canonical(nbformat.read(path, as_version=4)), path)
             continue
         print(f"{path.name}: ", end="", flush=True)
         seconds = run(path)[1] if times else execute(path)

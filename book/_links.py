@@ -35,9 +35,7 @@ def addresses() -> dict[str, str]:
 
 def fault(address: str) -> str:
     """What is wrong with an address, nothing if it answers."""
-    request = urllib.request.Request(
-        address, headers={"User-Agent": "Mozilla/5.0"}
-    )
+    request = urllib.request.Request(address, headers={"User-Agent": "Mozilla/5.0"})
     try:
         with urllib.request.urlopen(request, timeout=30):
             return ""
@@ -53,9 +51,7 @@ def main() -> int:
     faults = {a: why for a in found if (why := fault(a))}
     for address, why in faults.items():
         print(f"{found[address]}: {address}: {why}")
-    print(
-        f"{len(found)} addresses, {len(faults)} of them without an answer"
-    )
+    print(f"{len(found)} addresses, {len(faults)} of them without an answer")
     return bool(faults)
 
 

@@ -1,26 +1,28 @@
 """Normalizing flows in JAX: one bijector, one conditioner and one mask at a time.
 
 Every layer is a flowjax bijection, so it works in flowjax's ``Chain``, ``Scan``, ``Invert`` and
-``Transformed``. The book's chapters open the package one module at a time.
+``Transformed``. The book's chapters explain the package one module at a time.
 """
 
 from gauss_flows import (
-    base,
     bijectors,
     checks,
     conditioners,
     coupling,
     information,
+    log_det,
     masks,
-    numerics,
+    normal,
     residual,
+    rootfinding,
     targets,
 )
-from gauss_flows.actnorm import ActNorm1D, data_init
+from gauss_flows.actnorm import ActNorm, ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Bijection, Scan, Transformed
-from gauss_flows.bijectors import Affine, DeepSigmoid, MixtureGaussianCDF, RQSpline
-from gauss_flows.checks import CheckError, Report, check, check_bijection
+from gauss_flows.bijection import Bijection, Scan, standard_normal
+from gauss_flows.bijectors import Affine
+from gauss_flows.check_report import CheckError, Report, check
+from gauss_flows.checks import check_bijection
 from gauss_flows.coupling import (
     AdditiveCoupling,
     AffineCoupling,
@@ -29,25 +31,31 @@ from gauss_flows.coupling import (
     MixtureGaussianCDFCoupling,
     RQSplineCoupling,
 )
-from gauss_flows.flows import coupling_flow, iaf, maf, residual_flow
-from gauss_flows.gaussianization import (
-    RBIGResult,
-    gaussianization_flow,
-    rbig,
-    warm_start,
-)
-from gauss_flows.information import entropy, negentropy, total_correlation
+from gauss_flows.deprecated import old_module
+from gauss_flows.distill import distill
+from gauss_flows.fit_options import FitOptions
+from gauss_flows.fit_result import FitResult, NonFiniteLoss
+from gauss_flows.flows import coupling_flow, gaussianization_flow, iaf, maf, residual_flow
+from gauss_flows.information import entropy, kl_divergence, negentropy, total_correlation
+from gauss_flows.initialize import data_init, warm_start
 from gauss_flows.io import load, save
 from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.lipschitz import LipschitzMLP
+from gauss_flows.log_det import estimate_log_prob, with_log_det
 from gauss_flows.marginal import MarginalGaussianization
 from gauss_flows.masks import reachability
-from gauss_flows.residual import LipschitzMLP, Residual, estimate_log_prob, with_log_det
-from gauss_flows.targets import kl_divergence
-from gauss_flows.train import FitResult, NonFiniteLoss, distill, fit, fit_many
+from gauss_flows.mixtures import DeepSigmoid, MixtureGaussianCDF
+from gauss_flows.parametrize import Parametrized
+from gauss_flows.rbig import RBIGResult, rbig
+from gauss_flows.residual import Residual
+from gauss_flows.spline import RQSpline
+from gauss_flows.train import fit, fit_many
+from gauss_flows.transformed import Transformed
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActNorm",
     "ActNorm1D",
     "AdditiveCoupling",
     "Affine",
@@ -57,6 +65,7 @@ __all__ = [
     "Coupling",
     "DeepSigmoid",
     "DeepSigmoidCoupling",
+    "FitOptions",
     "FitResult",
     "HouseholderRotation",
     "LULinear",
@@ -66,6 +75,7 @@ __all__ = [
     "MixtureGaussianCDF",
     "MixtureGaussianCDFCoupling",
     "NonFiniteLoss",
+    "Parametrized",
     "RBIGResult",
     "RQSpline",
     "RQSplineCoupling",
@@ -73,7 +83,6 @@ __all__ = [
     "Residual",
     "Scan",
     "Transformed",
-    "base",
     "bijectors",
     "check",
     "check_bijection",
@@ -92,17 +101,24 @@ __all__ = [
     "information",
     "kl_divergence",
     "load",
+    "log_det",
     "maf",
     "masks",
     "negentropy",
-    "numerics",
+    "normal",
     "rbig",
     "reachability",
     "residual",
     "residual_flow",
+    "rootfinding",
     "save",
+    "standard_normal",
     "targets",
     "total_correlation",
     "warm_start",
     "with_log_det",
 ]
+
+
+def __getattr__(name: str):
+    return old_module(name)

@@ -4,18 +4,20 @@ import hashlib
 import os
 import re
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jaxtyping import PyTree
+
+from gauss_flows.structure import Json
 
 _PACKAGES = ("jax", "equinox", "flowjax", "optax", "gauss_flows")  # what decides how a program is traced
 
 
-def fingerprint(parts: dict[str, Any], program: Any) -> dict[str, Any]:
+def fingerprint(parts: dict[str, PyTree], program: ClosedJaxpr) -> dict[str, Json]:
     """Return what a checkpoint records of its run: digests, and the versions it was made under.
 
     Args:
@@ -36,7 +38,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def expect_same_run(path: str | os.PathLike, notes: dict[str, Any], mark: dict[str, Any]) -> None:
+def expect_same_run(path: str | os.PathLike, notes: dict[str, Json], mark: dict[str, Json]) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
@@ -70,7 +72,7 @@ def expect_same_run(path: str | os.PathLike, notes: dict[str, Any], mark: dict[s
     raise ValueError(f"{start} is of a run that differs in the loss, the optimizer or the flow's structure.")
 
 
-def digest(value: Any, seen: dict[int, str] | None = None) -> str:
+def digest(value: PyTree, seen: dict[int, str] | None = None) -> str:
     """Return a digest of arrays and plain values, or of a traced program with its constants.
 
     It is the same in every process: variables are numbered in the order in which they appear, and what
@@ -84,11 +86,11 @@ def digest(value: Any, seen: dict[int, str] | None = None) -> str:
     below = lambda part: digest(part, seen)
     if isinstance(value, Jaxpr) and id(value) in seen:
         return seen[id(value)]
-    parts: Any
+    parts: list[str]
     if isinstance(value, ClosedJaxpr):
         parts = [below(value.jaxpr), *map(below, value.consts)]
     elif isinstance(value, Jaxpr):
-        number: dict[Any, int] = {}
+        number: dict[Var, int] = {}
         name = lambda v: (
             below(v.val) if isinstance(v, Literal) else f"{number.setdefault(v, len(number))}:{v.aval}"
         )

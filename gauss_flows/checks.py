@@ -1,12 +1,11 @@
-"""The printed proof: what readers, notebooks and tests run to see that a bijection is one.
+"""A printed check that a map is a bijection with the log-determinant that it claims.
 
 Each line shows a measured number after ``≈`` and, on the same line, the bound it must keep; a
 broken bound raises. The number may differ between machines, the bound may not.
 """
 
 import math
-from dataclasses import dataclass, field
-from html import escape
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -15,130 +14,11 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, ArrayLike
 
-from gauss_flows.base import Shape, as_floats, compiled, expect, expect_real, traced_anew
+from gauss_flows.check_report import CheckError, Line, Report
+from gauss_flows.compiling import compiled
+from gauss_flows.validate import Shape, as_floats
 
 _JACOBIAN_ENTRIES = 2_000_000  # Jacobians are formed at as many points as this allows
-
-
-class CheckError(AssertionError):
-    """A bound was broken. ``report`` holds what was measured, where there is a report."""
-
-    report: "Report | None" = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One property, as it is printed.
-
-    Attributes:
-        name: The property.
-        value: What was measured: the largest error or, where ``error`` is given, the largest ratio of an
-            error to its own bound. For a property without a number, the finding in words.
-        bound: What the value must not exceed: 1 for a ratio, None where there is no number.
-        ok: Whether the property holds.
-        error: The largest error, where the value is a ratio.
-    """
-
-    name: str
-    value: float | str
-    bound: float | None
-    ok: bool
-    error: float | None = None
-
-    def __str__(self) -> str:
-        if isinstance(self.value, str):
-            return f"{self.name:<24} {self.value}  {'ok' if self.ok else 'FAILED'}"
-        digits, unit = (".1e", "") if self.error is None else (".1g", "of the bound")
-        return f"{self.name:<24} {_measured(self.value, digits, at_most=self.bound, unit=unit, ok=self.ok)}"
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """What :func:`check_bijection` found.
-
-    Attributes:
-        title: The bijection, its event's shape, the number of points and the type.
-        lines: One :class:`Line` a property.
-        permutation: An order of the (flat) coordinates in which the Jacobian is lower triangular,
-            or None if there is none. Printed up to 12 coordinates.
-        pattern: Which entries of the (flat) Jacobian are not zero at every point, shape (size, size).
-    """
-
-    title: str
-    lines: tuple[Line, ...]
-    permutation: tuple[int, ...] | None
-    pattern: np.ndarray = field(compare=False)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every property holds."""
-        return all(line.ok for line in self.lines)
-
-    def __getitem__(self, name: str) -> float | str:
-        """The figure of the property of that name; the absolute error, also where its line is a ratio."""
-        for line in self.lines:
-            if line.name == name:
-                return line.value if line.error is None else line.error
-        raise KeyError(f"no property {name!r}; there are {[line.name for line in self.lines]}")
-
-    def __str__(self) -> str:
-        return "\n".join([self.title, *(f"  {line}" for line in self.lines)])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(line.name)}</td><td>{escape(str(line)[25:])}</td></tr>" for line in self.lines
-        )
-        return f"<table><caption>{escape(self.title)}</caption>{rows}</table>"
-
-
-def check(
-    label: str,
-    value: ArrayLike,
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-    unit: str = "",
-    digits: str = ".1e",
-) -> None:
-    """Print one measured number beside its bound, and raise if the bound is broken.
-
-    Args:
-        label: What was measured.
-        value: One number.
-        at_most: Upper bound, inclusive.
-        at_least: Lower bound, inclusive. At least one of the two must be given.
-        unit: Printed after the number.
-        digits: Format of the number.
-
-    Raises:
-        CheckError: If the value breaks its bound or is not finite.
-        ValueError: If there is no bound, or the value is not one number.
-
-    Example:
-        >>> import gauss_flows as gf
-        >>> gf.check("1/3 + 2/3 - 1", 1/3 + 2/3 - 1, at_most=1e-15, digits=".0f")
-        1/3 + 2/3 - 1            ≈ 0  ≤ 1e-15  ok
-    """
-    expect(at_most is not None or at_least is not None, "at_most", "or `at_least` be given", None)
-    expect_real("value", value)
-    expect(np.size(value) == 1, "value", "be one number", f"shape {np.shape(value)}")
-    number = float(np.asarray(value).reshape(()))
-    ok = math.isfinite(number)
-    ok = ok and (at_most is None or number <= at_most) and (at_least is None or number >= at_least)
-    text = _measured(number, digits, at_most=at_most, at_least=at_least, unit=unit, ok=ok)
-    print(f"{label:<24} {text}")
-    if not ok:
-        raise CheckError(f"{label}: {text}")
-
-
-def _measured(value, digits, *, at_most=None, at_least=None, unit="", ok) -> str:
-    bounds = ([] if at_least is None else [f"≥ {at_least:g}"]) + (
-        [] if at_most is None else [f"≤ {at_most:g}"]
-    )
-    number = f"{value + 0.0:{digits}}{' ' + unit if unit else ''}"
-    return f"≈ {number}  {', '.join(bounds)}  {'ok' if ok else 'FAILED'}"
 
 
 def check_bijection(
@@ -147,9 +27,9 @@ def check_bijection(
     condition: ArrayLike | None = None,
     *,
     atol: float | None = None,
-    structure: str | None = None,
+    structure: Literal["diagonal", "triangular"] | None = None,
 ) -> Report:
-    r"""Prove on this machine that a bijection is one, and print the proof.
+    r"""Check on this machine that a map is a bijection, and print what was measured.
 
     It checks the round trip in both directions, the log-determinant against that of the autodiff
     Jacobian, the two directions' log-determinants against each other, and which entries of the
@@ -198,15 +78,19 @@ def check_bijection(
           ...
     """
     kind = type(bijection).__name__
-    expect(isinstance(bijection, AbstractBijection), "bijection", "be a flowjax bijection", kind)
+    if not isinstance(bijection, AbstractBijection):
+        raise ValueError(f"`bijection` must be a flowjax bijection; got {kind}.")
     known = structure in (None, "diagonal", "triangular")
-    expect(known, "structure", "be None, 'diagonal' or 'triangular'", repr(structure))
-    expect(atol is None or atol > 0, "atol", "be positive", atol)
+    if not known:
+        raise ValueError(f"`structure` must be None, 'diagonal' or 'triangular'; got {structure!r}.")
+    if atol is not None and not atol > 0:
+        raise ValueError(f"`atol` must be positive; got {atol}.")
     xs = _batch("x", x, bijection.shape, None)
     n, size = len(xs), math.prod(bijection.shape)
     cs = None
     if bijection.cond_shape is not None:
-        expect(condition is not None, "condition", f"have shape {bijection.cond_shape}", None)
+        if condition is None:
+            raise ValueError(f"`condition` must have shape {bijection.cond_shape}; got None.")
         cs = _batch("condition", condition, bijection.cond_shape, n)
 
     m = max(1, min(n, _JACOBIAN_ENTRIES // size**2))
@@ -264,20 +148,28 @@ def check_bijection(
 
 def _batch(name: str, value: ArrayLike | None, shape: Shape, n: int | None) -> Array:
     """The value as a batch of n (or any number of) arrays of the shape."""
-    expect(eqx.is_array_like(value), name, f"be an array of shape {shape} or a batch", type(value).__name__)
+    if not eqx.is_array_like(value):
+        raise ValueError(
+            f"`{name}` must be an array of shape {shape} or a batch; got {type(value).__name__}."
+        )
     array = as_floats(name, value)
-    expect(array.dtype.itemsize >= 4, name, "be in single or double precision", array.dtype)
-    expect(bool(jnp.isfinite(array).all()), name, "be finite", "NaN or infinity")
+    if array.dtype.itemsize < 4:
+        raise ValueError(f"`{name}` must be in single or double precision; got {array.dtype}.")
+    if not bool(jnp.isfinite(array).all()):
+        raise ValueError(f"`{name}` must be finite; got NaN or infinity.")
     single, batched = array.shape == shape, array.shape[1:] == shape and array.ndim == len(shape) + 1
-    wanted = f"have shape {shape}, or {n or 'a batch'} of them with a leading axis"
-    expect(single or batched, name, wanted, array.shape)
+    if not (single or batched):
+        raise ValueError(
+            f"`{name}` must have shape {shape}, alone or with a leading axis for a batch; got {array.shape}."
+        )
     if single:
         array = jnp.broadcast_to(array, (n or 1, *shape))
-    expect(len(array) > 0 and n in (None, len(array)), name, f"hold {n or 'at least one'}", len(array))
+    if len(array) == 0 or n not in (None, len(array)):
+        wanted = "at least one event" if n is None else f"one row per event, {n}"
+        raise ValueError(f"`{name}` must have {wanted}; got {len(array)}.")
     return array
 
 
-@traced_anew()
 def _measure(bijection, xs, cs, m):
     """All figures in one compiled function, one row for each point."""
     axes = (0, None if cs is None else 0)

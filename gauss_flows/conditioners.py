@@ -5,22 +5,19 @@ inverted. A *factory* ``(in_size, out_size, *, key) -> callable`` makes one, so 
 it. Any function of that signature fits wherever ``conditioner=`` stands.
 """
 
-import dataclasses
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from gauss_flows.base import expect, expect_whole
+from gauss_flows.made import Activation, Made
+from gauss_flows.made import MaskedMLP as MaskedMLP
+from gauss_flows.validate import expect_whole
 
 ConditionerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
-Activation = Callable[[Any], Any]
 
 
 def mlp(
@@ -203,7 +200,8 @@ def attention(
     """
     expect_whole("nn_width", width, 1)
     expect_whole("nn_depth", depth, 1)
-    expect(width % expect_whole("heads", heads, 1) == 0, "nn_width", f"divide by heads = {heads}", width)
+    if width % expect_whole("heads", heads, 1) != 0:
+        raise ValueError(f"`nn_width` must be divisible by `heads` = {heads}; got {width}.")
 
     def factory(in_size: int, out_size: int, *, key: PRNGKeyArray) -> "_Attention":
         embed, place, last, *rest = jr.split(key, 3 + 2 * depth)
@@ -241,113 +239,14 @@ class _Attention(eqx.Module):
         return self.last(self.norm(tokens.mean(axis=0)))
 
 
-class MaskedMLP(eqx.Module):
-    r"""A multilayer perceptron in which unit i reads unit j of the layer before only if its degree allows.
-
-    .. math:: h_l = a\big((W_l \odot M_l)\, h_{l-1} + b_l\big), \qquad
-              (M_l)_{ij} = [\, d_l(i) \ge d_{l-1}(j) \,],
-
-    without the activation a in the last layer. So an output depends only on inputs of at most its degree.
-
-    Args:
-        degrees: For each layer, the input first, the degree of each unit: whole numbers.
-        activation: a, after each hidden layer.
-        zero_last: Start the last layer at zero.
-        key: Random key.
-
-    Source:
-        Germain et al., "MADE: masked autoencoder for distribution estimation" (ICML 2015), section 4.
-
-    Example:
-        >>> import jax
-        >>> network = MaskedMLP(((0, 1), (0, 0, 1), (-1, 0)), key=jax.random.key(0))
-        >>> [mask.astype(int).tolist() for mask in network.masks]
-        [[[1, 0], [1, 0], [1, 1]], [[0, 0, 0], [1, 1, 0]]]
-    """
-
-    layers: list[eqx.nn.Linear]
-    degrees: tuple[tuple[int, ...], ...] = eqx.field(static=True)
-    activation: Callable
-
-    def __init__(
-        self,
-        degrees: tuple[tuple[int, ...], ...],
-        *,
-        activation: Activation = jax.nn.relu,
-        zero_last: bool = False,
-        key: PRNGKeyArray,
-    ):
-        self.degrees, self.activation = degrees, activation
-        sizes = pairwise(degrees)
-        keys = jr.split(key, len(degrees) - 1)
-        self.layers = [eqx.nn.Linear(len(a), len(b), key=k) for (a, b), k in zip(sizes, keys, strict=True)]
-        if zero_last:
-            self.layers[-1] = _zeros(self.layers[-1])
-
-    @property
-    def masks(self) -> list[Bool[np.ndarray, "out in"]]:
-        """Which unit reads which, layer by layer."""
-        return [np.greater_equal.outer(b, a) for a, b in pairwise(self.degrees)]
-
-    @property
-    def weights(self) -> list[Float[Array, "out in"]]:
-        """The weights with zeros where the masks forbid."""
-        return [jnp.where(mask, layer.weight, 0) for layer, mask in zip(self.layers, self.masks, strict=True)]
-
-    def __call__(self, x):
-        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
-            x = weight @ (self.activation(x) if i else x) + layer.bias
-        return x
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """A factory of masked networks (MADE), the conditioner of autoregressive layers; also named ``made``.
-
-    One pass gives the parameters of all coordinates, each from the coordinates before it.
-
-    Args:
-        width: Units in each hidden layer; more than the event has elements, or some see little.
-        depth: Number of hidden layers, at least 1.
-        activation: Applied after each hidden layer.
-        zero_last: As for :func:`mlp`.
-
-    Raises:
-        ValueError: If a size is below 1.
-
-    Example:
-        >>> made(width=128, depth=1).width
-        128
-    """
-
-    width: int = 64
-    depth: int = 2
-    _: dataclasses.KW_ONLY
-    activation: Activation = jax.nn.relu
-    zero_last: bool = False
-
-    def __post_init__(self):
-        expect_whole("nn_width", self.width, 1)
-        expect_whole("nn_depth", self.depth, 1)
-
-    def __call__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, key: PRNGKeyArray) -> MaskedMLP:
-        """The network from the degrees of its inputs and outputs; hidden units share all useful ones."""
-        degrees = isinstance(inputs, tuple)
-        expect(degrees, "conditioner", "be unmasked; `made` is for MaskedAutoregressive alone", "made(...)")
-        low, high = min(inputs), max(outputs)
-        hidden = tuple(low + j * (high - low + 1) // self.width for j in range(self.width))
-        layers = (inputs, *[hidden] * self.depth, outputs)
-        return MaskedMLP(layers, activation=self.activation, zero_last=self.zero_last, key=key)
-
-
 made = Made  # as the other factories are named
 
 
-def _zeros(layer: Any) -> Any:
+def _zeros(layer: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jnp.zeros_like(a) if eqx.is_array(a) else a, layer)
 
 
-def set_constant(network: Any, output: Float[Array, " out"]) -> Any:
+def set_constant(network: PyTree, output: Float[Array, " out"]) -> PyTree:
     """The same network with a zero kernel in its last layer, whose bias is what it then always says.
 
     Args:
@@ -359,33 +258,42 @@ def set_constant(network: Any, output: Float[Array, " out"]) -> Any:
     """
     last = lambda n: n.layers[-1] if hasattr(n, "layers") else n.last
     ends = hasattr(network, "layers") or hasattr(network, "last")
-    layer: Any = last(network) if ends else None
+    layer: PyTree = last(network) if ends else None
     dense = isinstance(layer, eqx.nn.Linear) and layer.bias is not None
-    expect(dense, "conditioner", "end in a dense layer with a bias", type(network).__name__)
+    if not dense:
+        raise ValueError(
+            f"`conditioner` must end in a dense layer with a bias; got {type(network).__name__}."
+        )
     where = lambda n: (last(n).weight, last(n).bias)
     return eqx.tree_at(where, network, (jnp.zeros_like(layer.weight), output.astype(layer.bias.dtype)))
 
 
-def make(factory: Any, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Callable:
+def make(factory: ConditionerFactory, in_size: int, out_size: int, *, key: PRNGKeyArray) -> Callable:
     """Call a factory, and check without running it that what it made fits.
 
     Raises:
         ValueError: If ``factory`` is not callable, or does not make a callable from a vector of
             ``in_size`` to a vector of ``out_size``.
     """
-    expect(hasattr(key, "dtype"), "key", "be a random key, such as jax.random.key(0)", repr(key))
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"`key` must be a random key, such as jax.random.key(0); got {key!r}.")
     kind = type(factory).__name__
-    expect(callable(factory), "conditioner", "be a factory (in_size, out_size, *, key) -> callable", kind)
+    if not callable(factory):
+        raise ValueError(
+            f"`conditioner` must be a factory (in_size, out_size, *, key) -> callable; got {kind}."
+        )
     try:
         network = factory(in_size, out_size, key=key)
     except TypeError as error:
         raise ValueError(f"`conditioner` must be a factory (in_size, out_size, *, key); {error}") from error
-    expect(callable(network), "conditioner", "make a callable network", type(network).__name__)
+    if not callable(network):
+        raise ValueError(f"`conditioner` must make a callable network; got {type(network).__name__}.")
     wanted = f"map a vector of size {in_size} to one of size {out_size}"
     try:
         out = eqx.filter_eval_shape(network, jax.ShapeDtypeStruct((in_size,), jnp.result_type(float)))
     except Exception as error:
         raise ValueError(f"`conditioner` must {wanted}; it raised: {error}") from error
     got = getattr(out, "shape", out)
-    expect(got == (out_size,), "conditioner", wanted, f"output {got}")
+    if got != (out_size,):
+        raise ValueError(f"`conditioner` must {wanted}; got output {got}.")
     return network

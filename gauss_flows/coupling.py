@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict, Unpack
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,16 +11,22 @@ from flowjax.bijections import AbstractBijection, Loc
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gauss_flows import conditioners, masks
-from gauss_flows.base import Bijection, Shape, expect_shape, expect_whole
-from gauss_flows.bijectors import (
-    Affine,
-    DeepSigmoid,
-    Family,
-    MixtureGaussianCDF,
-    RQSpline,
-    as_family,
-    exp_affine,
-)
+from gauss_flows.bijection import Bijection
+from gauss_flows.bijectors import Affine, exp_affine
+from gauss_flows.mixtures import DeepSigmoid, MixtureGaussianCDF
+from gauss_flows.parametrize import Parametrized, parametrize
+from gauss_flows.spline import RQSpline
+from gauss_flows.validate import Shape, expect_shape, expect_whole
+
+
+class CouplingOptions(TypedDict, total=False):
+    """The options that every form of a coupling layer passes on to :class:`Coupling`."""
+
+    mask: Bool[np.ndarray, "*shape"] | None
+    conditioner: conditioners.ConditionerFactory | None
+    cond_dim: int | None
+    nn_width: int
+    nn_depth: int
 
 
 class Coupling(Bijection):
@@ -38,8 +44,8 @@ class Coupling(Bijection):
         key: Random key for the conditioner.
         shape: The event's shape, of any rank, at least two elements.
         bijector: Any unconditional scalar bijection, shape (), or a
-            :class:`~gauss_flows.bijectors.Family`; each active coordinate gets a copy with parameters of its
-            own. Parameters in ``paramax.NonTrainable`` stay as they are.
+            :class:`~gauss_flows.Parametrized`; each active coordinate gets a copy with parameters of its own.
+            Parameters in ``paramax.NonTrainable`` stay as they are.
         mask: Boolean array of the event's shape, True = passive, False = active. Default: the
             first half, in C order, is passive.
         conditioner: Factory ``(in_size, out_size, *, key) -> callable``; the callable maps the
@@ -66,13 +72,13 @@ class Coupling(Bijection):
     conditioner: Callable[[Array], Array]
     _passive: tuple[int, ...] = eqx.field(static=True)
     _active: tuple[int, ...] = eqx.field(static=True)
-    _family: Family
+    _bijector: Parametrized
 
     def __init__(
         self,
         key: PRNGKeyArray,
-        *,
         shape: Shape,
+        *,
         bijector: AbstractBijection,
         mask: Bool[np.ndarray, "*shape"] | None = None,
         conditioner: conditioners.ConditionerFactory | None = None,
@@ -81,7 +87,7 @@ class Coupling(Bijection):
         nn_depth: int = 2,
     ):
         self.shape = expect_shape(shape)
-        self._family = as_family(bijector, at_least=1)
+        self._bijector = parametrize(bijector, at_least=1)
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
 
         flat_mask = masks.as_mask(mask, self.shape).ravel()
@@ -91,7 +97,7 @@ class Coupling(Bijection):
         self.conditioner = conditioners.make(
             conditioner if conditioner is not None else conditioners.mlp(nn_width, nn_depth),
             len(self._passive) + (cond_dim or 0),
-            len(self._active) * self._family.size,
+            len(self._active) * self._bijector.size,
             key=key,
         )
 
@@ -104,7 +110,7 @@ class Coupling(Bijection):
 
     def bijector(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """The scalar bijector with parameters ``theta``, as the layer would use it."""
-        return self._family(theta)
+        return self._bijector(theta)
 
     def theta(
         self, passive: Float[Array, " A"], condition: Float[Array, " C"] | None = None
@@ -116,20 +122,29 @@ class Coupling(Bijection):
             condition: The external condition, where the layer has one.
         """
         inputs = passive if condition is None else jnp.concatenate([passive, condition])
-        return self._family.theta(self.conditioner(inputs).reshape(len(self._active), -1))
+        return self._bijector.theta(self.conditioner(inputs).reshape(len(self._active), -1))
 
     def transform_and_log_det(self, x, condition=None):
-        return self._apply("transform_and_log_det", x, condition)
+        passive, active = self._split(x)
+        theta = self.theta(passive, condition)
+        active, log_slopes = self._bijector.transform(theta, active)
+        return self._merge(passive, active), log_slopes.sum()
 
     def inverse_and_log_det(self, y, condition=None):
-        return self._apply("inverse_and_log_det", y, condition)
-
-    def _apply(self, method, event, condition):
-        flat = event.ravel()
-        passive, active = _take(flat, self._passive), _take(flat, self._active)
+        passive, active = self._split(y)
         theta = self.theta(passive, condition)
-        out, log_det = self._family.apply(method, theta, active)
-        return _join(passive, out, self._passive, self._active).reshape(self.shape), log_det.sum()
+        active, log_slopes = self._bijector.inverse(theta, active)
+        return self._merge(passive, active), log_slopes.sum()
+
+    def _split(self, event):
+        """The passive and the active coordinates, each flat, in C order."""
+        flat = event.ravel()
+        return _take(flat, self._passive), _take(flat, self._active)
+
+    def _merge(self, passive, active):
+        """The event with these coordinates."""
+        place = np.argsort(np.array(self._passive + self._active))
+        return _take(jnp.concatenate([passive, active]), tuple(place.tolist())).reshape(self.shape)
 
 
 def _take(flat: Array, indices: tuple[int, ...]) -> Array:
@@ -138,12 +153,6 @@ def _take(flat: Array, indices: tuple[int, ...]) -> Array:
     if indices == tuple(range(start, start + size)):
         return flat[start : start + size]
     return flat[np.array(indices)]
-
-
-def _join(a: Array, b: Array, at_a: tuple[int, ...], at_b: tuple[int, ...]) -> Array:
-    """The flat array with a at the indices at_a, and b at at_b."""
-    back = np.argsort(np.array(at_a + at_b))
-    return _take(jnp.concatenate([a, b]), tuple(back.tolist()))
 
 
 class AdditiveCoupling(Coupling):
@@ -167,7 +176,7 @@ class AdditiveCoupling(Coupling):
         0.0
     """
 
-    def __init__(self, key: PRNGKeyArray, shape: Shape, **options: Any):
+    def __init__(self, key: PRNGKeyArray, shape: Shape, **options: Unpack[CouplingOptions]):
         super().__init__(key, shape=shape, bijector=Loc(jnp.zeros(())), **options)
 
 
@@ -199,7 +208,12 @@ class AffineCoupling(Coupling):
     """
 
     def __init__(
-        self, key: PRNGKeyArray, shape: Shape, *, log_scale_bound: float | None = None, **options: Any
+        self,
+        key: PRNGKeyArray,
+        shape: Shape,
+        *,
+        log_scale_bound: float | None = None,
+        **options: Unpack[CouplingOptions],
     ):
         bijector = Affine() if log_scale_bound is None else exp_affine(log_scale_bound)
         super().__init__(key, shape=shape, bijector=bijector, **options)
@@ -234,7 +248,7 @@ class MixtureGaussianCDFCoupling(Coupling):
         *,
         n_components: int = 8,
         log_scale_bound: float = 5.0,
-        **options: Any,
+        **options: Unpack[CouplingOptions],
     ):
         bijector = MixtureGaussianCDF(n_components, log_scale_bound=log_scale_bound)
         super().__init__(key, shape=shape, bijector=bijector, **options)
@@ -269,7 +283,7 @@ class DeepSigmoidCoupling(Coupling):
         *,
         n_components: int = 8,
         log_scale_bound: float = 5.0,
-        **options: Any,
+        **options: Unpack[CouplingOptions],
     ):
         bijector = DeepSigmoid(n_components, log_scale_bound=log_scale_bound)
         super().__init__(key, shape=shape, bijector=bijector, **options)
@@ -298,6 +312,12 @@ class RQSplineCoupling(Coupling):
     """
 
     def __init__(
-        self, key: PRNGKeyArray, shape: Shape, *, n_bins: int = 8, interval: float = 4.0, **options: Any
+        self,
+        key: PRNGKeyArray,
+        shape: Shape,
+        *,
+        n_bins: int = 8,
+        interval: float = 4.0,
+        **options: Unpack[CouplingOptions],
     ):
         super().__init__(key, shape=shape, bijector=RQSpline(n_bins, interval), **options)

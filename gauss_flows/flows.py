@@ -1,24 +1,29 @@
 """Whole distributions, put together from the layers with good defaults."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
-from gauss_flows.actnorm import ActNorm1D
-from gauss_flows.autoregressive import MaskedAutoregressive
-from gauss_flows.base import Scan, Transformed, expect, expect_whole, stack, standard_normal
-from gauss_flows.bijectors import Family, RQSpline
+from gauss_flows.actnorm import ActNorm
+from gauss_flows.autoregressive import AutoregressiveInverse, MaskedAutoregressive
+from gauss_flows.bijection import Scan, stack, standard_normal
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.log_det import LogDetMethod
 from gauss_flows.marginal import MarginalGaussianization
-from gauss_flows.residual import Residual
+from gauss_flows.mixtures import MixtureGaussianCDF
+from gauss_flows.parametrize import Parametrized
+from gauss_flows.residual import Residual, ResidualInverse
+from gauss_flows.spline import RQSpline
+from gauss_flows.transformed import Transformed
+from gauss_flows.validate import expect_whole
 
-_MIXINGS = ("lu", "householder", "flip")
+Mixing = Literal["lu", "householder", "flip"]
 
 
 def coupling_flow(
@@ -26,8 +31,8 @@ def coupling_flow(
     dim: int,
     *,
     layers: int = 8,
-    bijector: AbstractBijection | Family | None = None,
-    mixing: str = "lu",
+    bijector: AbstractBijection | Parametrized | None = None,
+    mixing: Mixing = "lu",
     cond_dim: int | None = None,
     conditioner: ConditionerFactory | None = None,
     nn_width: int = 64,
@@ -47,7 +52,7 @@ def coupling_flow(
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``. What the
             networks add to its scales and shifts is limited smoothly, so that no weights make a point within
             1e6 overflow; ordinary values stay exactly as they are. A
-            :class:`~gauss_flows.bijectors.Family` is taken as it is, without limits unless it has its own.
+            :class:`~gauss_flows.Parametrized` is taken as it is, without limits unless it has its own.
         mixing: "lu" (a flip of the coordinates' order, then a trained linear map that starts as the
             identity), "householder" (trained rotations that start at random) or "flip" alone.
         cond_dim: Size of an external condition. Default: none.
@@ -55,7 +60,7 @@ def coupling_flow(
             starts at zero, so that each coupling starts as ``bijector``.
         nn_width: Hidden units of the default conditioner.
         nn_depth: Hidden layers of the default conditioner.
-        actnorm: Put an :class:`~gauss_flows.ActNorm1D` first in each layer; see
+        actnorm: Put an :class:`~gauss_flows.ActNorm` first in each layer; see
             :func:`~gauss_flows.data_init`.
 
     Returns:
@@ -71,22 +76,23 @@ def coupling_flow(
         >>> flow.log_prob(jnp.zeros((3, 2))).shape
         (3,)
     """
-    expect(mixing in _MIXINGS, "mixing", f"be one of {_MIXINGS}", repr(mixing))
+    if mixing not in get_args(Mixing):
+        raise ValueError(f"`mixing` must be one of {get_args(Mixing)}; got {mixing!r}.")
     network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
     options = {"bijector": _limited(bijector, layers), "mixing": mixing, "actnorm": actnorm}
     return _flow(key, dim, layers, _coupling_layer, **network, **options)
 
 
 def _limited(bijector, layers):
-    """The bijectors' family with limits such that no weights of the networks make the stack overflow.
+    """The bijector with limits such that no weights of the networks make the stack overflow.
 
     A standard normal log-density is finite in single precision up to |z| = 1.8e19. From |x| = 1e6 that
     leaves a factor of e^30 for all layers together, of which e^6 is left to the linear maps between them.
     """
     layers = expect_whole("layers", layers, 1)
-    if isinstance(bijector, Family):
+    if isinstance(bijector, Parametrized):
         return bijector
-    return Family(RQSpline() if bijector is None else bijector, max_log_scale=24 / layers)
+    return Parametrized(RQSpline() if bijector is None else bijector, max_log_scale=24 / layers)
 
 
 def _flow(key, dim, layers, layer, **options):
@@ -99,7 +105,7 @@ def _coupling_layer(key, *, shape, mixing, actnorm, conditioner, nn_width, nn_de
     if conditioner is None:
         conditioner = mlp(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
     mix_key, key = jr.split(key)
-    parts: list[AbstractBijection] = [ActNorm1D(shape)] if actnorm else []
+    parts: list[AbstractBijection] = [ActNorm(shape)] if actnorm else []
     if mixing == "householder":
         parts.append(HouseholderRotation(2 * ((min(*shape, 8) + 1) // 2), shape, key=mix_key))
     else:
@@ -122,13 +128,13 @@ def maf(
     dim: int,
     *,
     layers: int = 5,
-    bijector: AbstractBijection | Family | None = None,
+    bijector: AbstractBijection | Parametrized | None = None,
     passes: int | None = None,
     cond_dim: int | None = None,
     conditioner: ConditionerFactory | None = None,
     nn_width: int = 64,
     nn_depth: int = 2,
-    inverse: str | None = None,
+    inverse: AutoregressiveInverse | None = None,
 ) -> Transformed:
     r"""A masked autoregressive flow: quick densities, and samples in as many steps a layer as coordinates.
 
@@ -143,7 +149,7 @@ def maf(
         bijector: Any unconditional scalar bijection. Default: ``RQSpline(n_bins=8, interval=4.0)``. What the
             networks add to its scales and shifts is limited smoothly, so that no weights make a point within
             1e6 overflow; ordinary values stay exactly as they are. A
-            :class:`~gauss_flows.bijectors.Family` is taken as it is, without limits unless it has its own.
+            :class:`~gauss_flows.Parametrized` is taken as it is, without limits unless it has its own.
         passes: Ranks of each layer, 2 (couplings) to D. Default: D.
         cond_dim: Size of an external condition. Default: none.
         conditioner: As for :class:`~gauss_flows.MaskedAutoregressive`. Default: a masked network with silu
@@ -205,7 +211,7 @@ def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
         >>> gf.iaf(jr.key(0), 3, layers=2).sample(jr.key(1), (4,)).shape
         (4, 3)
     """
-    flow: Any = maf(key, dim, **options)
+    flow: PyTree = maf(key, dim, **options)
     return Transformed(flow.base_dist, flow.bijection.bijection)
 
 
@@ -219,13 +225,13 @@ def residual_flow(
     nn_width: int = 64,
     nn_depth: int = 2,
     actnorm: bool = True,
-    log_det: str = "exact",
+    log_det: LogDetMethod = "exact",
     terms: int | None = None,
-    inverse: str | None = None,
+    inverse: ResidualInverse | None = None,
 ) -> Transformed:
     r"""A flow of residual blocks: every coordinate reads every other, under a bound on how much.
 
-    Each layer is an :class:`~gauss_flows.ActNorm1D` and a :class:`~gauss_flows.Residual` from data to latent,
+    Each layer is an :class:`~gauss_flows.ActNorm` and a :class:`~gauss_flows.Residual` from data to latent,
     over a standard normal base; the layers are stacked in a :class:`~gauss_flows.Scan`. A block stretches no
     direction by more than 1 + L and shrinks none below 1 - L, so it takes more blocks than couplings.
 
@@ -237,7 +243,7 @@ def residual_flow(
         cond_dim: Size of an external condition. Default: none.
         nn_width: Hidden units of each block.
         nn_depth: Hidden layers of each block.
-        actnorm: Put an :class:`~gauss_flows.ActNorm1D` first in each layer.
+        actnorm: Put an :class:`~gauss_flows.ActNorm` first in each layer.
         log_det: As for :class:`~gauss_flows.Residual`; :func:`~gauss_flows.fit` trains with any of the three.
             With "hutchinson" or "roulette" densities need ``gf.with_log_det(flow, "exact")`` or a key.
         terms: As for :class:`~gauss_flows.Residual`.
@@ -264,4 +270,51 @@ def residual_flow(
 
 def _residual_layer(key, *, shape, actnorm, **options):
     block = Residual(key, shape=shape, **options)
-    return Chain([ActNorm1D(shape), block]) if actnorm else block
+    return Chain([ActNorm(shape), block]) if actnorm else block
+
+
+def gaussianization_flow(
+    key: PRNGKeyArray, dim: int, *, layers: int = 8, bijector: AbstractBijection | None = None
+) -> Transformed:
+    r"""A trainable Gaussianization flow: no network, only maps of single coordinates and rotations in turn.
+
+    An :class:`~gauss_flows.ActNorm`, then layers of :class:`~gauss_flows.MarginalGaussianization` and
+    :class:`~gauss_flows.HouseholderRotation` (D reflections, random at first), over a standard normal
+    base. The layers are stacked in a :class:`~gauss_flows.Scan`.
+
+    Args:
+        key: Random key for the rotations.
+        dim: D, at least 1.
+        layers: Number of layers.
+        bijector: As for :class:`~gauss_flows.MarginalGaussianization`.
+
+    Returns:
+        A flowjax ``Transformed``.
+
+    Raises:
+        ValueError: If an argument does not fit.
+
+    Source:
+        Meng et al., "Gaussianization flows" (AISTATS 2020).
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> gf.gaussianization_flow(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
+        (4,)
+    """
+    dim, layers = expect_whole("dim", dim, 1), expect_whole("layers", layers, 1)
+    bijector = MixtureGaussianCDF() if bijector is None else bijector
+    made = stack(jr.split(key, layers), eqx.Partial(gaussianization_layer, dim=dim, bijector=bijector))
+    return gaussianization_of(dim, made, ActNorm((dim,)))
+
+
+def gaussianization_layer(key: PRNGKeyArray, dim: int, bijector: AbstractBijection | None) -> Chain:
+    """Return one layer of a Gaussianization flow: a map of each coordinate, then a rotation."""
+    marginal = MarginalGaussianization((dim,), bijector=bijector)
+    return Chain([marginal, HouseholderRotation(dim, (dim,), key=key)])
+
+
+def gaussianization_of(dim: int, layers: PyTree, first: ActNorm) -> Transformed:
+    """Return the flow of a first standardization and stacked layers, which may be None."""
+    parts = [first] if layers is None else [first, Scan(layers)]
+    return Transformed(standard_normal(dim), Invert(Chain(parts)))

@@ -1,16 +1,15 @@
 """Linear maps between the other layers: they mix coordinates at the price of a small product."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from paramax import Parameterize
 from paramax.utils import inv_softplus
 
-from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole
+from gauss_flows.bijection import Bijection
+from gauss_flows.validate import Given, Shape, expect_shape, expect_whole
 
 
 class HouseholderRotation(Bijection):
@@ -65,7 +64,8 @@ class HouseholderRotation(Bijection):
             ValueError: If there are not D reflections.
         """
         n, size = self.params.shape
-        expect(n == size, "n_reflections", f"be {size}, the event's size, to take any axes", n)
+        if n != size:
+            raise ValueError(f"`n_reflections` must be {size}, the event's size, to take any axes; got {n}.")
         unit = jnp.eye(size, dtype=axes.dtype)
         rest, vectors = axes.T, []
         for i in range(size):  # the stable sign: the vector's length is never below sqrt(2)
@@ -116,7 +116,7 @@ class LULinear(Bijection):
     cond_shape: None = eqx.field(static=True)
     lower: Float[Array, "D D"]
     upper: Float[Array, "D D"]
-    diagonal: Any  # Float[Array, " D"], wrapped: positive whenever a method runs
+    diagonal: PyTree  # Float[Array, " D"], wrapped: positive whenever a method runs
     bias: Float[Array, " D"]
 
     def __init__(self, shape: Shape):
@@ -143,7 +143,8 @@ class LULinear(Bijection):
         return solve_triangular(upper, unit) @ x, -jnp.log(self.diagonal).sum()
 
 
-def _vector(shape: Any) -> tuple[int, ...]:
+def _vector(shape: Given) -> tuple[int, ...]:
     shape = expect_shape(shape)
-    expect(len(shape) == 1, "shape", "be that of a vector, (D,)", shape)
+    if len(shape) != 1:
+        raise ValueError(f"`shape` must be that of a vector, (D,); got {shape}.")
     return shape

@@ -6,8 +6,10 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, Float
 
-from gauss_flows.base import Bijection, Shape, expect_shape
-from gauss_flows.bijectors import Family, MixtureGaussianCDF, as_family
+from gauss_flows.bijection import Bijection
+from gauss_flows.mixtures import MixtureGaussianCDF
+from gauss_flows.parametrize import Parametrized, parametrize
+from gauss_flows.validate import Shape, expect_shape
 
 
 class MarginalGaussianization(Bijection):
@@ -38,22 +40,22 @@ class MarginalGaussianization(Bijection):
     shape: Shape = eqx.field(static=True)
     cond_shape: None = eqx.field(static=True)
     raw: Float[Array, "D P"]
-    _family: Family
+    _bijector: Parametrized
 
     def __init__(self, shape: Shape, *, bijector: AbstractBijection | None = None):
         self.shape, self.cond_shape = expect_shape(shape), None
-        self._family = as_family(MixtureGaussianCDF() if bijector is None else bijector)
-        self.raw = jnp.zeros((int(np.prod(self.shape)), self._family.size))
+        self._bijector = parametrize(MixtureGaussianCDF() if bijector is None else bijector)
+        self.raw = jnp.zeros((int(np.prod(self.shape)), self._bijector.size))
 
     @property
     def theta(self) -> Float[Array, "D P"]:
         """The parameters of the coordinates' bijectors, one row each."""
-        return self._family.theta(self.raw)
+        return self._bijector.theta(self.raw)
 
     def transform_and_log_det(self, x, condition=None):
-        z, log_det = self._family.apply("transform_and_log_det", self.theta, x.ravel())
+        z, log_det = self._bijector.transform(self.theta, x.ravel())
         return z.reshape(self.shape), log_det.sum()
 
     def inverse_and_log_det(self, y, condition=None):
-        x, log_det = self._family.apply("inverse_and_log_det", self.theta, y.ravel())
+        x, log_det = self._bijector.inverse(self.theta, y.ravel())
         return x.reshape(self.shape), log_det.sum()

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, PRNGKeyArray
 
-from gauss_flows.base import Shape, expect, expect_concrete, expect_shape, expect_whole
+from gauss_flows.validate import Given, Shape, expect_concrete, expect_shape, expect_whole
 
 Mask = Bool[np.ndarray, "*shape"]
 
@@ -73,7 +72,8 @@ def random(key: PRNGKeyArray, shape: Shape) -> Mask:
         4
     """
     shape, size = _sized(shape)
-    expect(not isinstance(key, jax.core.Tracer), "key", "be concrete, not traced", "a tracer")
+    if isinstance(key, jax.core.Tracer):
+        raise ValueError("`key` must be a concrete random key, but it is traced.")
     return np.asarray(jax.random.permutation(key, size) < size // 2).reshape(shape)
 
 
@@ -100,7 +100,8 @@ def checkerboard(height: int, width: int, channels: int | None = None) -> Mask:
                [0, 1, 0]])
     """
     shape, _ = _image(height, width, channels)
-    expect(height * width >= 2, "height", "make two pixels with `width`, or more", height)
+    if height * width < 2:
+        raise ValueError(f"`height` × `width` must be at least 2 pixels; got {height} × {width}.")
     board = np.add.outer(np.arange(height), np.arange(width)) % 2 == 0
     return np.broadcast_to(board.reshape(height, width, *[1] * (len(shape) - 2)), shape).copy()
 
@@ -177,7 +178,8 @@ def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
     """
     layers = list(masks)
     shapes = {np.shape(mask) for mask in layers if mask is not None}
-    expect(len(shapes) == 1, "masks", "hold at least one mask, and all of one shape", sorted(shapes))
+    if len(shapes) != 1:
+        raise ValueError(f"`masks` must hold at least one mask, and all of one shape; got {sorted(shapes)}.")
     (shape,) = shapes
     size = math.prod(shape)
     reach = np.eye(size, dtype=bool)
@@ -191,7 +193,7 @@ def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
     return reach
 
 
-def as_mask(mask: Any, shape: Shape) -> Mask:
+def as_mask(mask: Given, shape: Shape) -> Mask:
     """The mask as a NumPy array, or the default for None; checked against the event's shape.
 
     Raises:
@@ -200,17 +202,24 @@ def as_mask(mask: Any, shape: Shape) -> Mask:
     if mask is None:
         return half(shape)
     array = expect_concrete("mask", mask)
-    expect(array.dtype == bool, "mask", "be a boolean array, True = passive", f"dtype {array.dtype}")
-    expect(array.shape == shape, "mask", f"have shape {shape}, the event's shape", array.shape)
-    expect(not array.all(), "mask", "leave an active coordinate (False)", "all True")
-    expect(bool(array.any()), "mask", "leave a passive coordinate (True)", "all False")
+    if array.dtype != bool:
+        raise ValueError(f"`mask` must be a boolean array, True = passive; got dtype {array.dtype}.")
+    if array.shape != shape:
+        raise ValueError(f"`mask` must have shape {shape}, the event's shape; got {array.shape}.")
+    if array.all():
+        raise ValueError("`mask` must have at least one active coordinate (False); every entry is True.")
+    if not bool(array.any()):
+        raise ValueError("`mask` must have at least one passive coordinate (True); every entry is False.")
     return array
 
 
 def _sized(shape):
     shape = expect_shape(shape)
     size = math.prod(shape)
-    expect(size >= 2, "shape", "hold at least two elements, one to read and one to transform", shape)
+    if size < 2:
+        raise ValueError(
+            f"`shape` must hold at least two elements, one to read and one to transform; got {shape}."
+        )
     return shape, size
 
 

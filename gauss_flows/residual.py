@@ -1,212 +1,22 @@
-"""Residual blocks: no mask, a contraction in its place; and the estimators of their log-determinant."""
+"""Residual blocks: the identity plus a contraction, in which every coordinate depends on every other."""
 
 import math
-from itertools import pairwise
-from typing import Any
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from paramax import Parameterize, unwrap
 
-from gauss_flows.base import Bijection, Shape, expect, expect_shape, expect_whole, varying_like
-from gauss_flows.numerics import implicit_root
+from gauss_flows.bijection import Bijection
+from gauss_flows.deprecated import moved
+from gauss_flows.lipschitz import LipschitzMLP
+from gauss_flows.log_det import EXACT_LIMIT, LogDet, LogDetMethod, choose_log_det, log_det_estimate
+from gauss_flows.rootfinding import implicit_root
+from gauss_flows.validate import Shape, expect_shape, expect_whole
 
-_LOG_DETS = ("exact", "hutchinson", "roulette")
-_INVERSES = ("newton", "banach")
-EXACT_LIMIT = 32  # largest event whose Jacobian is formed: its cost is cubic
-_TERMS = {"exact": 0, "hutchinson": 10, "roulette": 4}
-
-
-class LipschitzMLP(eqx.Module):
-    r"""A network whose outputs never differ by more than L times what its inputs differ by.
-
-    .. math:: h_{k+1} = \sigma_k\big(W_k h_k / \max(1, \|W_k\|_2 / L^{1/n}) + b_k\big), \qquad
-              \sigma_k(t) = t\,\mathrm{sigmoid}(\beta_k t) / 1.1,
-
-    with n dense layers and no activation after the last. The operator norms are exact (largest singular
-    values), not estimated from below by power iteration, so the product of the layers' norms is at most L
-    after every step of training, with a margin for rounding. The activation, LipSwish, has slopes in
-    (-0.1, 1). The condition enters the first layer freely: the bound is in x alone.
-
-    Args:
-        key: Random key.
-        in_size: Size of x.
-        out_size: Size of the output.
-        lipschitz: L, between 0 and 1.
-        nn_width: Hidden units.
-        nn_depth: Hidden layers, at least 1.
-        cond_dim: Size of an external condition. Default: none.
-        zero_last: Start with a last layer of zeros, and so with the zero map.
-
-    Raises:
-        ValueError: If an argument does not fit.
-
-    Source:
-        Behrmann et al., "Invertible residual networks" (ICML 2019), section 2.1; Chen et al., "Residual
-        flows for invertible generative modeling" (NeurIPS 2019), section 3.3, for LipSwish.
-
-    Example:
-        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
-        >>> net = gf.LipschitzMLP(jr.key(0), in_size=2, out_size=2, lipschitz=0.9)
-        >>> bool(jnp.prod(net.norms()) <= 0.9)
-        True
-    """
-
-    weights: tuple[Any, ...]  # Float[Array, "out in"] each, wrapped: bounded whenever the network runs
-    biases: tuple[Array, ...]
-    betas: tuple[Array, ...]
-    cond_weight: Float[Array, "W C"] | None
-    lipschitz: float = eqx.field(static=True)
-
-    def __init__(
-        self,
-        key: PRNGKeyArray,
-        *,
-        in_size: int,
-        out_size: int,
-        lipschitz: float = 0.9,
-        nn_width: int = 64,
-        nn_depth: int = 2,
-        cond_dim: int | None = None,
-        zero_last: bool = False,
-    ):
-        inside = isinstance(lipschitz, (int, float)) and 0 < lipschitz < 1
-        expect(inside, "lipschitz", "lie between 0 and 1, both excluded", repr(lipschitz))
-        width, depth = expect_whole("nn_width", nn_width, 1), expect_whole("nn_depth", nn_depth, 1)
-        sizes = [expect_whole("in_size", in_size, 1), *[width] * depth, expect_whole("out_size", out_size, 1)]
-        self.lipschitz = float(lipschitz)
-        bound = self.lipschitz ** (1 / (depth + 1))
-        keys = jr.split(key, (depth + 2, 2))
-        pairs = list(pairwise(sizes))
-        draw = lambda key, size, shape: jr.uniform(key, shape, minval=-1, maxval=1) / math.sqrt(size)
-        weights = [draw(keys[i, 0], n, (m, n)) for i, (n, m) in enumerate(pairs)]
-        if zero_last:
-            weights[-1] = jnp.zeros_like(weights[-1])
-        self.weights = tuple(Parameterize(_bounded, w, bound=bound) for w in weights)
-        self.biases = tuple(draw(keys[i, 1], n, (m,)) for i, (n, m) in enumerate(pairs))
-        if zero_last:
-            self.biases = (*self.biases[:-1], jnp.zeros_like(self.biases[-1]))
-        self.betas = tuple(jnp.zeros(()) for _ in range(depth))
-        self.cond_weight = None
-        if cond_dim is not None:
-            size = expect_whole("cond_dim", cond_dim, 1)
-            self.cond_weight = draw(keys[-1, 0], size, (width, size))
-
-    def __call__(
-        self, x: Float[Array, " in"], condition: Float[Array, " C"] | None = None
-    ) -> Float[Array, " out"]:
-        """The output at one point.
-
-        Args:
-            x: The point.
-            condition: The external condition, where the network has one.
-        """
-        net = unwrap(self)
-        for i, (weight, bias, beta) in enumerate(zip(net.weights, net.biases, net.betas, strict=False)):
-            x = weight @ x + bias
-            if i == 0 and net.cond_weight is not None:
-                x = x + net.cond_weight @ condition
-            # beta = 1/2 at the start, as in the paper
-            x = x * jax.nn.sigmoid(jax.nn.softplus(beta - 0.4327521) * x) / 1.1
-        return net.weights[-1] @ x + net.biases[-1]
-
-    def norms(self) -> Float[Array, " n"]:
-        """The operator norm of each dense layer as it is used; their product is at most ``lipschitz``."""
-        return jnp.stack([jnp.linalg.norm(w, 2, axis=(-2, -1)) for w in unwrap(self).weights], axis=-1)
-
-
-def _bounded(weight, *, bound):
-    """The matrix (or stack of them), smaller where its operator norm exceeds the bound; rounding included."""
-    bound = bound * (1 - 16 * float(jnp.finfo(weight.dtype).eps))
-    return weight / jnp.maximum(1, _norm(weight) / bound)[..., None, None]
-
-
-def _norm(weight):
-    """The largest singular value, from the smaller Gram matrix (quicker than by an SVD)."""
-    flat = weight if weight.shape[-2] < weight.shape[-1] else jnp.swapaxes(weight, -1, -2)
-    largest = jnp.linalg.eigvalsh(flat @ jnp.swapaxes(flat, -1, -2))[..., -1]
-    positive = largest > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, largest, 1)), 0)
-
-
-class LogDet(eqx.Module):
-    """How a residual block finds its log-determinant: the method, its terms, and its random key."""
-
-    method: str = eqx.field(static=True)
-    terms: int = eqx.field(static=True)
-    key: PRNGKeyArray | None
-
-
-def log_det_estimate(
-    network: Any,
-    x: Float[Array, " D"],
-    key: PRNGKeyArray,
-    condition: Float[Array, " C"] | None = None,
-    *,
-    terms: int,
-    keep: float | None = None,
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    r"""One draw of an estimate of log|det(I + J)|, J the Jacobian of a contraction at x.
-
-    .. math:: \sum_{k=1}^{N} \frac{(-1)^{k+1}}{k\,p_k}\, v^T J^k v, \qquad
-              \nabla: \; \sum_{k=0}^{N} \frac{(-1)^k}{p_k}\, v^T J^k (\nabla J)\, v,
-
-    with random signs v. Without ``keep``, N = ``terms`` and all :math:`p_k = 1`: what is cut off is a
-    bias. With it (Russian roulette) each further term is computed with probability ``keep`` given the one
-    before, and divided by its own probability :math:`p_k` = keep^(k - terms): no bias, but more variance,
-    finite if keep exceeds the square of the Lipschitz constant. There is no cap on the number of terms.
-    The gradient is that of the second series, exact in expectation like the first; the derivative of the
-    first series' partial sum would need all its terms in memory. First derivatives only.
-
-    Args:
-        network: ``network(x, condition)``, of the shape of x; a pytree whose leaves are arrays.
-        x: The point.
-        key: Random key for v and N.
-        condition: The external condition, where the network has one.
-        terms: Terms that are always computed, at least 0 (1 without ``keep``).
-        keep: Probability of going on after them, between 0 and 1.
-
-    Returns:
-        The estimate, in nats, and the number of terms.
-
-    Raises:
-        ValueError: If an argument does not fit.
-
-    Source:
-        Chen et al., "Residual flows for invertible generative modeling" (NeurIPS 2019), section 3.
-    """
-    terms = expect_whole("terms", terms, 1 if keep is None else 0)
-    expect(keep is None or 0 < keep < 1, "keep", "lie between 0 and 1", keep)
-    sign_key, count_key = jr.split(key)
-    v = varying_like(jr.rademacher(sign_key, x.shape, x.dtype), x, condition, network)
-    last = jnp.asarray(terms, x.dtype)
-    if keep is not None:
-        uniform = jr.uniform(count_key, (), x.dtype, minval=jnp.finfo(x.dtype).tiny)
-        last = last + jnp.floor(jnp.log(uniform) / math.log(keep))
-    network = unwrap(network)
-    arrays, static = eqx.partition(network, eqx.is_inexact_array)
-    arrays, x_fixed, c_fixed = lax.stop_gradient((arrays, x, condition))
-    _, pull = jax.vjp(lambda x: eqx.combine(arrays, static)(x, c_fixed), x_fixed)
-
-    def term(state):
-        k, u, weight, value, neumann = state
-        (u,) = pull(u)
-        k, weight = k + 1, -weight
-        if keep is not None:
-            weight = jnp.where(k > terms, weight / keep, weight)
-        return k, u, weight, value - weight / k * jnp.vdot(u, v), neumann + weight * u
-
-    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
-    start = (zero, v, one, varying_like(zero, v), v)
-    _, _, _, value, neumann = lax.while_loop(lambda state: state[0] < last, term, start)
-    # A number that is 0 and whose gradient is the second series.
-    _, push = jax.jvp(lambda x: network(x, condition), (x,), (v,))
-    slope = jnp.vdot(lax.stop_gradient(neumann), push)
-    return value + slope - lax.stop_gradient(slope), last.astype(int)
+ResidualInverse = Literal["newton", "banach"]
 
 
 class Residual(Bijection):
@@ -258,16 +68,16 @@ class Residual(Bijection):
     def __init__(
         self,
         key: PRNGKeyArray,
-        *,
         shape: Shape,
+        *,
         lipschitz: float = 0.9,
         nn_width: int = 64,
         nn_depth: int = 2,
         cond_dim: int | None = None,
         zero_last: bool = False,
-        log_det: str = "exact",
+        log_det: LogDetMethod = "exact",
         terms: int | None = None,
-        inverse: str | None = None,
+        inverse: ResidualInverse | None = None,
     ):
         self.shape = expect_shape(shape)
         size = math.prod(self.shape)
@@ -276,13 +86,23 @@ class Residual(Bijection):
             key, in_size=size, out_size=size, lipschitz=lipschitz, nn_width=nn_width, nn_depth=nn_depth,
             cond_dim=cond_dim, zero_last=zero_last,
         )  # fmt: skip
-        self.log_det = _log_det(size, log_det, terms, None)
+        self.log_det = choose_log_det(size, log_det, terms)
         if inverse is None:
             inverse = "newton" if size <= EXACT_LIMIT else "banach"
-        expect(inverse in _INVERSES, "inverse", f"be one of {_INVERSES}", repr(inverse))
+        if inverse not in get_args(ResidualInverse):
+            raise ValueError(f"`inverse` must be one of {get_args(ResidualInverse)}; got {inverse!r}.")
         small = size <= EXACT_LIMIT or inverse == "banach"
-        expect(small, "inverse", f"be 'banach' for more than {EXACT_LIMIT} elements", f"{inverse!r}, {size}")
+        if not small:
+            raise ValueError(
+                f"`inverse` must be 'banach' for an event of more than {EXACT_LIMIT} elements; got "
+                f"{inverse!r} for {size} elements."
+            )
         self.inverse_method = inverse
+
+    @property
+    def stack_shape(self) -> Shape:
+        """The leading axes along which blocks are stacked in a :class:`Scan`; () for one block."""
+        return self.network.betas[0].shape
 
     @property
     def lipschitz(self) -> float:
@@ -329,9 +149,11 @@ class Residual(Bijection):
         if how.method == "exact":
             jacobian = jax.jacfwd(self.network)(x, condition)
             return jnp.linalg.slogdet(jnp.eye(len(x), dtype=x.dtype) + jacobian)[1]
-        wanted = f"have a key, since {how.method!r} is random: gf.with_log_det(flow, key=...)"
-        expect(how.key is not None, "log_det", wanted, "none")
-        assert how.key is not None
+        if how.key is None:
+            raise ValueError(
+                f"`log_det` must have a random key, since {how.method!r} is an estimate; give it one by "
+                "gf.with_log_det(flow, key=...)."
+            )
         keep = self.lipschitz if how.method == "roulette" else None
         return log_det_estimate(self.network, x, how.key, condition, terms=how.terms, keep=keep)[0]
 
@@ -384,96 +206,4 @@ def _neumann(linear, v):
     return lax.while_loop(falls, step, (v, linear(v) - v, jnp.full((), jnp.inf, v.dtype)))[0]
 
 
-def _log_det(size, method, terms, key) -> LogDet:
-    expect(method in _LOG_DETS, "log_det", f"be one of {_LOG_DETS}", repr(method))
-    fits = method != "exact" or size <= EXACT_LIMIT
-    others = f"be 'hutchinson' or 'roulette' for more than {EXACT_LIMIT} elements"
-    expect(fits, "log_det", others, f"'exact', {size}")
-    if terms is None:
-        terms = _TERMS[method]
-    return LogDet(method, expect_whole("terms", terms, int(method == "hutchinson")), key)
-
-
-def _is_block(node: Any) -> bool:
-    return isinstance(node, Residual)
-
-
-def is_random(flow: Any) -> bool:
-    """Whether a flow holds a residual block whose log-determinant is an estimate."""
-    nodes = jax.tree.leaves(flow, is_leaf=_is_block)
-    return any(_is_block(node) and node.log_det.method != "exact" for node in nodes)
-
-
-def with_log_det(
-    flow: Any, log_det: str | None = None, *, terms: int | None = None, key: PRNGKeyArray | None = None
-) -> Any:
-    """The same flow, its residual blocks with another way to their log-determinant, or with a key.
-
-    With a key a flow of "hutchinson" or "roulette" gives estimates, the same noise for every point (for noise
-    of its own for each point see :func:`estimate_log_prob`), and it gives samples, which do not depend on the
-    key. Without one both are refused.
-
-    Args:
-        flow: A flow or bijection with :class:`Residual` blocks.
-        log_det: "exact", "hutchinson" or "roulette". Default: as it is.
-        terms: As for :class:`Residual`. Default: as it is, or that of a new ``log_det``.
-        key: Random key; each block gets one of its own. Default: none.
-
-    Returns:
-        A flow with the same parameters.
-
-    Raises:
-        ValueError: If there is no such block, or the blocks cannot take the ``log_det``.
-
-    Example:
-        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
-        >>> flow = gf.residual_flow(jr.key(0), 2, layers=2, log_det="roulette")
-        >>> gf.with_log_det(flow, "exact").log_prob(jnp.zeros((3, 2))).shape
-        (3,)
-    """
-    count = 0
-
-    def change(node):
-        nonlocal count
-        if not _is_block(node):
-            return node
-        count += 1
-        method, wanted = log_det or node.log_det.method, terms
-        if wanted is None and method == node.log_det.method:
-            wanted = node.log_det.terms
-        new = _log_det(math.prod(node.shape), method, wanted, None)
-        if key is not None:
-            lead = node.network.betas[0].shape  # blocks under Scan are stacked along leading axes
-            own = jr.fold_in(key, count)
-            new = LogDet(new.method, new.terms, jr.split(own, lead) if lead else own)
-        return eqx.tree_at(lambda block: block.log_det, node, new, is_leaf=lambda n: isinstance(n, LogDet))
-
-    changed = jax.tree.map(change, flow, is_leaf=_is_block)
-    expect(count > 0, "flow", "hold a Residual block", type(flow).__name__)
-    return changed
-
-
-def estimate_log_prob(
-    flow: Any, x: Float[Array, "n *shape"], key: PRNGKeyArray, condition: Float[Array, "n C"] | None = None
-) -> Float[Array, " n"]:
-    """Estimates of log p(x), in nats, with noise of its own for each point; not likelihoods.
-
-    This is what :func:`~gauss_flows.fit` maximises for a flow with "hutchinson" or "roulette".
-
-    Args:
-        flow: A flowjax ``Transformed`` with :class:`Residual` blocks.
-        x: Points.
-        key: Random key.
-        condition: One row for each point, for conditional flows.
-
-    Raises:
-        ValueError: As :func:`with_log_det`.
-
-    Example:
-        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
-        >>> flow = gf.residual_flow(jr.key(0), 2, layers=2, log_det="roulette")
-        >>> gf.estimate_log_prob(flow, jnp.zeros((3, 2)), jr.key(1)).shape
-        (3,)
-    """
-    one = lambda key, x, condition: with_log_det(flow, key=key).log_prob(x, condition)
-    return jax.vmap(one, (0, 0, None if condition is None else 0))(jr.split(key, len(x)), x, condition)
+__getattr__ = moved(__name__)

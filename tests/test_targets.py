@@ -1,22 +1,23 @@
-"""The targets know their density, their moments and their entropy; each is held to it."""
+"""Tests of ``gauss_flows.targets``."""
 
 import copy
 import pickle
 
 import cloudpickle
 import equinox as eqx
-import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from cases import now
 from scipy.special import i0e, logsumexp
 
 import gauss_flows as gf
 from gauss_flows import targets
 
 UNEVEN = {"means": [[0.0, 1.0], [2.0, -1.0], [0.5, 0.0]], "scales": [[0.5, 0.8], [0.2, 0.4], [0.7, 0.3]]}
+
 TARGETS = {
     "spiral": targets.spiral(),
     "two_moons": targets.two_moons(),
@@ -28,6 +29,7 @@ TARGETS = {
     "checkerboard": targets.checkerboard(),
     "funnel": targets.funnel(),
 }
+
 each = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 
 
@@ -135,16 +137,6 @@ def test_a_scale_that_overflows_does_not_hide_a_zero(dtype):
     assert float(curvature) == pytest.approx(-np.exp(-1), rel=1e-5)
 
 
-def test_kl_divergence_is_right_within_its_standard_error():
-    p, q = targets.gaussian_mixture([[0.0, 0.0]], 1.0), fd.Normal(jnp.array([1.0, 0.0]), 2.0)
-    assert targets.kl_divergence(p, p, jr.key(0), 1500) == (0, 0)
-    value, error = targets.kl_divergence(p, q, jr.key(0), 20_500)
-    exact = 2 * np.log(2) - 1 + (2 + 1) / 8
-    assert abs(value - exact) < 4 * error < 0.03
-    infinite = targets.kl_divergence(p, targets.checkerboard(), jr.key(0), 100)
-    assert infinite == (np.inf, np.inf)
-
-
 BAD = [
     (lambda: targets.spiral(0), "`noise` must be a finite positive number; got 0"),
     (lambda: targets.two_moons(0.001), "`noise` must be at least 0.02, .*; got 0.001"),
@@ -152,14 +144,14 @@ BAD = [
     (lambda: targets.rings(()), r"`radii` must be one or more positive numbers; got \(\)"),
     (lambda: targets.checkerboard(3), "`squares` must be even; got 3"),
     (lambda: targets.checkerboard(half_width="2"), "`half_width` must be a finite positive .*; got '2'"),
-    (lambda: targets.funnel(1), "`dim` must be a whole number ≥ 2; got 1"),
+    (lambda: targets.funnel(1), "`dim` must be a whole number of at least 2; got 1"),
     (lambda: targets.gaussian_mixture([1.0]), r"`means` must have shape \(K, D\); got \(1,\)"),
     (lambda: targets.gaussian_mixture(scales=[1.0, 2.0]), r"`scales` must .*; got \(2,\)"),
     (lambda: targets.gaussian_mixture(scales=0.0), "`scales` must be positive"),
     (lambda: targets.gaussian_mixture(weights=[1.0]), r"`weights` must have shape \(8,\).*; got \(1,\)"),
     (lambda: targets.gaussian_mixture(np.eye(3)).entropy, r"`means` must have .* two columns"),
-    (lambda: targets.kl_divergence(TARGETS["rings"], targets.funnel(3), jr.key(0)), "`flow` must have shape"),
-    (lambda: targets.kl_divergence(TARGETS["rings"], TARGETS["rings"], jr.key(0), 1), "`n` must be"),
+    (lambda: gf.kl_divergence(TARGETS["rings"], targets.funnel(3), jr.key(0)), "`flow` must have shape"),
+    (lambda: gf.kl_divergence(TARGETS["rings"], TARGETS["rings"], jr.key(0), 1), "`n` must be"),
 ]
 
 
@@ -170,11 +162,12 @@ def test_bad_arguments_are_named(build, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["gaussian_mixture", "spiral", "two_moons", "rings", "checkerboard", "funnel"]
+    "name",
+    now(("gaussian_mixture", "spiral", "two_moons", "rings", "checkerboard", "funnel"), "spiral", "rings"),
 )
 def test_equal_targets_share_their_programs(name):
     """A target made anew, its copy and its standardized form compile nothing a second time."""
-    make, programs = getattr(gf.targets, name), gf.base._program._cache_size
+    make, programs = getattr(gf.targets, name), gf.compiling._program._cache_size
     flow, key = gf.targets.gaussian_mixture([[0.0, 0.0]], 1.0), jax.random.key(0)
     measured = [gf.kl_divergence(target, flow, key, 10) for target in (make(), make().standardized())]
     before = programs()

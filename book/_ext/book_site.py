@@ -12,20 +12,23 @@ above it, which trebles the time of a build.)
 
 import os
 import re
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _bundle import bundle
+
+COLAB_BRANCH = "colab"  # where the publishing workflow pushes notebooks that install what they need
 BLOCK = re.compile(r'<div class="highlight"><pre>.*?</pre>', re.DOTALL)
 PART = r'<span class="o">\.</span><span class="\w+">[A-Za-z]\w*</span>'
-NAME = re.compile(
-    rf'<span class="n">gf</span>(?:{PART})+|<span class="nn">gauss_flows[\w.]*</span>'
-)
+NAME = re.compile(rf'<span class="n">gf</span>(?:{PART})+|<span class="nn">gauss_flows[\w.]*</span>')
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
-        if "thebe"
-        not in f"{script} {getattr(script, 'attributes', '')}".lower()
+        if "thebe" not in f"{script} {getattr(script, 'attributes', '')}".lower()
     ]
 
 
@@ -35,13 +38,9 @@ def link_names(app, pagename, templatename, context, doctree):
 
     def link(found, seen):
         spans = re.findall("<span.*?</span>", found[0])
-        for end in range(
-            len(spans), 0, -2
-        ):  # the longest part that has an entry
+        for end in range(len(spans), 0, -2):  # the longest part that has an entry
             code = "".join(spans[:end])
-            name = re.sub(
-                r"^gf\.", "gauss_flows.", re.sub("<.*?>", "", code)
-            )
+            name = re.sub(r"^gf\.", "gauss_flows.", re.sub("<.*?>", "", code))
             if name in objects:
                 if name in seen:
                     break
@@ -75,7 +74,33 @@ def shorten_defaults(app, what, name, obj, options, signature, returns):
     return signature and re.sub(r"=<[^<>]*>", "=...", signature), returns
 
 
+def offer_zip(app, pagename, templatename, context, doctree):
+    """A chapter is downloaded with the files that it reads, and opened on Colab from a branch of its own."""
+    if context.get("page_source_suffix") != ".ipynb":
+        return
+    buttons = [button for group in context.get("header_buttons", []) for button in group.get("buttons", [])]
+    for button in buttons:
+        if button.get("label") == "download-source-button":
+            button |= {
+                "url": f"{Path(pagename).name}.zip",
+                "text": ".zip",
+                "tooltip": "Download the notebook and what it reads",
+            }
+        if button.get("text") == "Colab":
+            button["url"] = button["url"].replace("/blob/main/", f"/blob/{COLAB_BRANCH}/")
+
+
+def write_zips(app, exception):
+    """Each chapter's zip lies beside its page."""
+    if exception is None and app.builder.format == "html":
+        for notebook in sorted(Path(app.srcdir, "book").glob("*.ipynb")):
+            target = Path(app.outdir, "book", f"{notebook.stem}.zip")
+            target.write_bytes(bundle(notebook))
+
+
 def setup(app):
+    app.connect("html-page-context", offer_zip, priority=900)
+    app.connect("build-finished", write_zips)
     app.connect("autodoc-process-signature", shorten_defaults)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", link_names)
@@ -91,6 +116,9 @@ def setup(app):
             "path_to_docs": ".",
             "use_repository_button": True,
             "use_issues_button": True,
-            "launch_buttons": {"binderhub_url": "https://mybinder.org"},
+            "launch_buttons": {
+                "binderhub_url": "https://mybinder.org",
+                "colab_url": "https://colab.research.google.com",
+            },
         }
     return {"parallel_read_safe": True, "parallel_write_safe": True}

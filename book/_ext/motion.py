@@ -1,4 +1,4 @@
-"""The directive ``motion``: a figure made by ``book/motion/figures.py``, with a player.
+"""The directive ``motion``: a figure made by ``book/motion/NAME.py``, with a player.
 
     ```{motion} coupling_layers
     :alt: What it shows, for who does not see it.
@@ -47,17 +47,13 @@ class Motion(SphinxDirective):
 
     def run(self):
         name, alt = self.arguments[0], self.options.get("alt", "")
-        folder = (
-            Path(self.env.srcdir)
-            / self.config.html_static_path[0]
-            / "motion"
-        )
+        folder = Path(self.env.srcdir) / self.config.html_static_path[0] / "motion"
         data, picture = folder / f"{name}.js", folder / f"{name}.webp"
         for path in (data, picture):
             self.env.note_dependency(str(path))
         fault = ""
         if not (data.is_file() and picture.is_file()):
-            fault = f"its files are missing: run `python book/motion/figures.py {name}`"
+            fault = f"its files are missing: run `python -m motion.{name}` in book/"
         elif (size := data.stat().st_size + picture.stat().st_size) > LIMIT:
             fault = f"it takes {size:,} bytes, more than {LIMIT:,}"
         elif len(alt) < LEAST_ALT:
@@ -102,10 +98,7 @@ def depart(translator, node):
 
 
 def add_player(app, pagename, templatename, context, doctree):
-    if (
-        doctree is not None
-        and next(iter(doctree.findall(motion)), None) is not None
-    ):
+    if doctree is not None and next(iter(doctree.findall(motion)), None) is not None:
         app.add_css_file("motion.css")
         app.add_js_file("motion.js", loading_method="defer")
 

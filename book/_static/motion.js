@@ -1,6 +1,6 @@
 /* The player of the moving figures: a canvas over the still picture, a button, a slider, a caption.
  *
- * The data are plain scripts beside this one (motion/NAME.js, made by book/motion/figures.py), not fetched,
+ * The data are plain scripts beside this one (motion/NAME.js, made by book/motion/NAME.py), not fetched,
  * so that a page opened as a file plays too. Nothing moves before the reader asks for it; who prefers
  * reduced motion gets whole steps in place of movement. Without this script the still picture stays. */
 (() => {

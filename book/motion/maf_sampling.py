@@ -1,0 +1,151 @@
+"""The moving figure ``maf_sampling``.
+
+cd book; python -m motion.maf_sampling
+"""
+
+from functools import partial
+
+import equinox as eqx
+import flowjax.bijections as fb
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib.pyplot as plt
+import numpy as np
+from flowjax.distributions import Normal, Transformed
+from jax.scipy.stats import norm
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from paramax import non_trainable
+from sklearn.datasets import load_digits
+
+import gauss_flows as gf
+from _style import ACTIVE, GOOD, MUTED, style_ax
+from experiments.masks import run as digits
+from motion.drawing import marker
+from motion.movie import Movie
+
+
+def maf_sampling():
+    """Ten digits drawn from one MAF layer, by the textbook and by sweeps of all pixels."""
+    images, labels = load_digits().images.astype(int), load_digits().target
+    table = digits.pixel_table(images)
+    scores = jax.jit(lambda key: digits.to_normal(table, images, key)[0])
+    v = np.concatenate([np.asarray(scores(jr.key(i))).reshape(-1, 64) for i in range(8)])
+    which = np.tile(np.eye(10, dtype=np.float32)[labels], (8, 1))
+    layer = gf.MaskedAutoregressive(
+        jr.key(1), shape=(64,), bijector=gf.RQSpline(n_bins=8, interval=5.0), cond_dim=10,
+        conditioner=gf.conditioners.made(256, 2, activation=jax.nn.silu, zero_last=True),
+    )  # fmt: skip
+    flow = Transformed(non_trainable(Normal(jnp.zeros(64))), fb.Invert(layer))
+    fit = gf.fit(
+        jr.key(2),
+        flow,
+        v,
+        condition=which,
+        steps=1500,
+        learning_rate=3e-3,
+        progress=False,
+    )
+    layer = fit.flow.bijection.bijection
+
+    z, classes = jr.normal(jr.key(5), (10, 64)), jnp.eye(10)
+    batch = lambda f: eqx.filter_jit(lambda layer, *rows: jax.vmap(partial(f, layer))(*rows))
+    sweep = batch(lambda layer, x, z, c: layer._sweep(x, z, c))
+    guesses = [jnp.zeros((10, 64))]
+    for _ in range(64):
+        guesses.append(sweep(layer, guesses[-1], z, classes))
+    exact = batch(lambda layer, z, c: layer.inverse(z, c))(layer, z, classes)
+    gap = jnp.abs(guesses[-1] - exact).max()
+    gf.check("64 sweeps - the incremental inverse", gap, at_most=1e-4)
+
+    def grey(v):
+        """Level of each pixel, 0 to 16."""
+        ends = table.cumsum(axis=-1).reshape(64, 17)
+        above = np.asarray(norm.cdf(v))[..., None] > ends
+        return np.minimum(above.sum(axis=-1), 16)
+
+    levels = np.stack([grey(v) for v in guesses])  # (65, 10, 64)
+    final = levels[-1]
+    # Settled: this sweep and all later ones leave the level as it is in the end.
+    backwards = (levels == final[None])[::-1]
+    same = np.logical_and.accumulate(backwards, axis=0)[::-1]
+    done = int(np.argmax(same.all(axis=(1, 2))))
+    gf.check("sweeps until every pixel stays", done, at_most=32, digits=".0f")
+
+    def ramp(*ends):
+        shades = LinearSegmentedColormap.from_list("", ends)
+        return [to_hex(shades(level / 16)) for level in range(17)]
+
+    # Grey is settled, orange computed now and not settled yet, pale blue unknown.
+    none, unknown, now, settled, moving = 0, 1, 2, 3, 20
+    colours = ["", "#dbe4ea", ACTIVE, *ramp("#ffffff", "#111111")]
+    colours += ramp("#fdf3dc", "#c47f00")
+    run, pixel = np.arange(66)[:, None, None], np.arange(64)
+    # After run k the textbook has the first k pixels as they are in the end.
+    textbook = np.where(pixel < run - 1, settled + final[None], unknown)
+    textbook[np.broadcast_to(pixel == run - 1, textbook.shape)] = now
+    sweeps = levels + np.where(same, settled, moving)
+    sweeps = np.concatenate([sweeps, sweeps[-1:]])
+
+    def tiles(which):
+        picture = np.full((len(which), 8, 89), none)
+        for i in range(10):
+            picture[:, :, 9 * i : 9 * i + 8] = which[:, i].reshape(-1, 8, 8)
+        return picture
+
+    fig = plt.figure(figsize=(7.2, 4.3))
+    axes = fig.subplot_mosaic([["a"], ["b"], ["c"]], height_ratios=[1, 1, 1.7])
+    for name, title in (
+        ("a", "Textbook: one pixel a run"),
+        ("b", "Sweeps: all pixels in every run"),
+    ):
+        axes[name].set_title(title, loc="left")
+        axes[name].set(xlim=(0, 89), ylim=(0, 8), aspect="equal")
+        axes[name].axis("off")
+    known = {
+        "textbook": np.minimum(np.arange(66), 64),
+        "sweeps": np.append(same.sum(axis=2).mean(axis=1), 64),
+    }
+    ax = axes["c"]
+    ax.plot(known["textbook"], color=MUTED, lw=1.4, label="textbook")
+    ax.plot(known["sweeps"], color=ACTIVE, lw=1.8, label="sweeps")
+    ax.axvline(1, color=GOOD, lw=1.4, ls=":")
+    ax.annotate("dotted: an IAF needs one run", (25, 6), fontsize=9, color="#00704f")
+    ax.set(
+        xlim=(0, 65),
+        ylim=(0, 68),
+        yticks=(0, 32, 64),
+        xticks=range(0, 65, 8),
+    )
+    ax.legend(loc="center right")
+    style_ax(
+        ax,
+        title=f"{done} runs instead of 64, for the same ten images",
+        xlabel="runs of the network",
+        ylabel="pixels settled, of 64",
+    )
+
+    captions = ["No run yet: the textbook knows nothing, the sweeps start from a guess."]
+    captions += [
+        f"After run {k}: the textbook knows {k} pixels of 64,"
+        f" the sweeps have settled {int(known['sweeps'][k])}."
+        for k in range(1, 65)
+    ]
+    captions.append("Both are done, with the same ten images.")
+    movie = Movie(fig, captions, still=8, seconds=0.16, smooth=False)
+    movie.cells(axes["a"], tiles(textbook), colours)
+    movie.cells(axes["b"], tiles(sweeps), colours)
+    steps = np.arange(66)
+    for name, colour in (("textbook", MUTED), ("sweeps", ACTIVE)):
+        movie.points(
+            ax,
+            marker(np.stack([np.minimum(steps, 64), known[name]], 1)),
+            colour,
+            radius=5,
+            alpha=1,
+        )
+    return movie
+
+
+if __name__ == "__main__":
+    maf_sampling().write("maf_sampling")

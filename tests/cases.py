@@ -1,0 +1,251 @@
+"""The cases of the contract: how to make each bijection, and the pattern of its Jacobian."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import equinox as eqx
+import flowjax.bijections as fb
+import jax.random as jr
+import numpy as np
+import pytest
+
+import gauss_flows as gf
+
+
+@dataclass
+class Case:
+    make: Callable  # key -> bijection
+    shape: tuple[int, ...]
+    cond_dim: int | None = None
+    pattern: np.ndarray | None = None  # entries of the flat Jacobian that may differ from 0
+    far: tuple[float, ...] = field(default=(10.0, 30.0))  # standard deviations
+
+
+def coupling_pattern(mask) -> np.ndarray:
+    """Active rows read every passive column and themselves; passive rows only themselves."""
+    passive = np.asarray(mask).ravel()
+    return np.eye(len(passive), dtype=bool) | (~passive[:, None] & passive[None, :])
+
+
+def order_pattern(order) -> np.ndarray:
+    """Each element reads itself and the elements of smaller rank."""
+    ranks = np.asarray(order).ravel()
+    return np.eye(len(ranks), dtype=bool) | (ranks[None, :] < ranks[:, None])
+
+
+def _random_mask(seed, shape):
+    size = int(np.prod(shape))
+    return np.random.default_rng(seed).permutation(np.arange(size) < size // 2).reshape(shape)
+
+
+def bent_lu(key):
+    numbers = 0.3 * jr.normal(key, (3, 4, 4))
+    where = lambda b: (b.lower, b.upper, b.bias)
+    return eqx.tree_at(where, gf.LULinear((4,)), (numbers[0], numbers[1], numbers[2, 0]))
+
+
+def bent_actnorm(key):
+    numbers = 0.5 * jr.normal(key, (2, 2, 3))
+    return eqx.tree_at(lambda b: (b.log_scale, b.bias), gf.ActNorm((2, 3)), tuple(numbers))
+
+
+def bent_marginals(key):
+    layer = gf.MarginalGaussianization((3,), bijector=gf.MixtureGaussianCDF(3))
+    return eqx.tree_at(lambda b: b.raw, layer, 0.5 * jr.normal(key, layer.raw.shape))
+
+
+def steep(block):
+    """The weights so large that every layer is at its bound."""
+    where = lambda b: [weight.args[0] for weight in b.network.weights]
+    return eqx.tree_at(where, block, [10 * weight for weight in where(block)])
+
+
+SPLINE = fb.RationalQuadraticSpline(knots=4, interval=3)
+
+MASK_1, MASK_3 = _random_mask(0, (5,)), _random_mask(1, (2, 3, 2))
+
+ORDER_1 = np.array([3, 0, 4, 1, 2])
+
+ORDER_3 = np.array([4, 4, 0, 2, 9, 4, 0, 2, 2, 4, 9, 0]).reshape(2, 3, 2)
+
+CASES: dict[str, Case] = {
+    "Affine": Case(lambda k: gf.Affine(0.5, 2.0), ()),
+    "MixtureGaussianCDF": Case(lambda k: gf.MixtureGaussianCDF(), ()),
+    "MixtureGaussianCDF, one": Case(lambda k: gf.MixtureGaussianCDF(1), ()),
+    "MixtureGaussianCDF, given": Case(
+        lambda k: gf.MixtureGaussianCDF(3, weights=[1, 2, 3], means=[-1.5, 0, 2], scales=[0.5, 1, 0.7]),
+        (),
+    ),
+    "Coupling": Case(
+        lambda k: gf.Coupling(k, shape=(5,), bijector=fb.Loc(0.0), mask=MASK_1, cond_dim=2),
+        (5,),
+        cond_dim=2,
+        pattern=coupling_pattern(MASK_1),
+    ),
+    "Coupling, frozen spline": Case(  # NonTrainable and integer leaves in the bijector
+        lambda k: gf.Coupling(k, shape=(2, 3, 2), mask=MASK_3, bijector=SPLINE),
+        (2, 3, 2),
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "AffineCoupling": Case(
+        lambda k: gf.AffineCoupling(k, (5,), mask=MASK_1, nn_width=16),
+        (5,),
+        pattern=coupling_pattern(MASK_1),
+    ),
+    "AffineCoupling, rank 3": Case(
+        lambda k: gf.AffineCoupling(k, (2, 3, 2), mask=MASK_3, cond_dim=3, nn_width=16),
+        (2, 3, 2),
+        cond_dim=3,
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "AffineCoupling, bounded": Case(
+        lambda k: gf.AffineCoupling(k, (4,), nn_width=16, log_scale_bound=2.0),
+        (4,),
+        pattern=coupling_pattern(gf.masks.half((4,))),
+    ),
+    "AdditiveCoupling": Case(
+        lambda k: gf.AdditiveCoupling(k, (5,), mask=MASK_1, nn_width=16),
+        (5,),
+        pattern=coupling_pattern(MASK_1),
+    ),
+    "AdditiveCoupling, rank 3": Case(
+        lambda k: gf.AdditiveCoupling(k, (2, 3, 2), mask=MASK_3, nn_width=16),
+        (2, 3, 2),
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "DeepSigmoid": Case(lambda k: gf.DeepSigmoid(), ()),
+    "DeepSigmoid, given": Case(
+        lambda k: gf.DeepSigmoid(3, weights=[1, 2, 3], means=[-1.5, 0, 2], scales=[0.5, 1, 0.7]),
+        (),
+    ),
+    "DeepSigmoidCoupling": Case(
+        lambda k: gf.DeepSigmoidCoupling(k, (5,), mask=MASK_1, cond_dim=2, nn_width=16),
+        (5,),
+        cond_dim=2,
+        pattern=coupling_pattern(MASK_1),
+    ),
+    "MixtureGaussianCDFCoupling": Case(
+        lambda k: gf.MixtureGaussianCDFCoupling(k, (5,), mask=MASK_1, cond_dim=2, nn_width=16),
+        (5,),
+        cond_dim=2,
+        pattern=coupling_pattern(MASK_1),
+    ),
+    "RQSpline": Case(lambda k: gf.RQSpline(), ()),
+    "RQSpline, bent": Case(
+        lambda k: eqx.tree_at(
+            lambda s: (s.widths, s.heights, s.slopes),
+            gf.RQSpline(n_bins=5, interval=3.0),
+            tuple(jr.normal(k, (n,)) for n, k in zip((5, 5, 4), jr.split(k, 3), strict=True)),
+        ),
+        (),
+    ),
+    "RQSplineCoupling": Case(
+        lambda k: gf.RQSplineCoupling(k, (5,), mask=MASK_1, cond_dim=2, nn_width=16),
+        (5,),
+        cond_dim=2,
+        pattern=coupling_pattern(MASK_1),
+    ),
+    "HouseholderRotation": Case(lambda k: gf.HouseholderRotation(3, (4,), key=k), (4,)),
+    "HouseholderRotation, default": Case(lambda k: gf.HouseholderRotation(2, (4,)), (4,)),
+    "LULinear": Case(lambda k: bent_lu(k), (4,)),
+    "ActNorm": Case(lambda k: bent_actnorm(k), (2, 3)),
+    "MixtureGaussianCDFCoupling, rank 3": Case(
+        lambda k: gf.MixtureGaussianCDFCoupling(k, (2, 3, 2), mask=MASK_3, n_components=3, nn_width=16),
+        (2, 3, 2),
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "DeepSigmoidCoupling, rank 3": Case(
+        lambda k: gf.DeepSigmoidCoupling(k, (2, 3, 2), mask=MASK_3, n_components=3, nn_width=16),
+        (2, 3, 2),
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "RQSplineCoupling, rank 3": Case(
+        lambda k: gf.RQSplineCoupling(k, (2, 3, 2), mask=MASK_3, nn_width=16),
+        (2, 3, 2),
+        pattern=coupling_pattern(MASK_3),
+    ),
+    "MaskedAutoregressive": Case(
+        lambda k: gf.MaskedAutoregressive(
+            k, shape=(5,), bijector=gf.RQSpline(), order=ORDER_1, cond_dim=2, nn_width=16
+        ),
+        (5,),
+        cond_dim=2,
+        pattern=order_pattern(ORDER_1),
+    ),
+    "MaskedAutoregressive, rank 3": Case(  # equal ranks of unequal sizes
+        lambda k: gf.MaskedAutoregressive(
+            k, shape=(2, 3, 2), bijector=gf.Affine(), order=ORDER_3, nn_width=10
+        ),
+        (2, 3, 2),
+        pattern=order_pattern(ORDER_3),
+    ),
+    "MaskedAutoregressive, any network": Case(
+        lambda k: gf.MaskedAutoregressive(
+            k, shape=(4,), bijector=gf.Affine(), conditioner=gf.conditioners.mlp(8, 1), cond_dim=1
+        ),
+        (4,),
+        cond_dim=1,
+        pattern=order_pattern(range(4)),
+    ),
+    "MaskedAutoregressive, jacobi": Case(
+        lambda k: gf.MaskedAutoregressive(
+            k, shape=(4,), bijector=gf.Affine(), cond_dim=1, nn_width=16, inverse="jacobi"
+        ),
+        (4,),
+        cond_dim=1,
+        pattern=order_pattern(range(4)),
+    ),
+    "MarginalGaussianization": Case(lambda k: bent_marginals(k), (3,), pattern=np.eye(3, dtype=bool)),
+    "Scan": Case(
+        lambda k: gf.Scan(
+            eqx.filter_vmap(
+                lambda k: gf.RQSplineCoupling(k, (4,), cond_dim=2, nn_width=8),
+            )(jr.split(k, 2))
+        ),
+        (4,),
+        cond_dim=2,
+    ),
+    "Residual": Case(lambda k: steep(gf.Residual(k, shape=(3,), cond_dim=2, nn_width=8)), (3,), cond_dim=2),
+    "Residual, banach": Case(
+        lambda k: steep(
+            gf.Residual(k, shape=(2, 2), lipschitz=0.5, nn_width=8, nn_depth=1, inverse="banach")
+        ),
+        (2, 2),
+    ),
+}
+
+N = 64
+
+
+def draw(case: Case, scale=1.0):
+    x = scale * jr.normal(jr.key(1), (N, *case.shape))
+    c = None if case.cond_dim is None else jr.normal(jr.key(2), (N, case.cond_dim))
+    return x, c
+
+
+def now(names, *chosen):
+    """Parameters of which the chosen are tested by `make test`, and the others by `make nightly`."""
+    later = pytest.mark.nightly
+    return [pytest.param(name, id=name, marks=[] if name in chosen else later) for name in names]
+
+
+def axes(c):
+    return (0, None if c is None else 0)
+
+
+SINGLE = ("RQSplineCoupling", "AffineCoupling", "MaskedAutoregressive", "LULinear")
+
+
+def cases(*dtypes):
+    """Every case, some of them left to `make nightly`.
+
+    These are the cases that have a main case besides (a comma in the name: another shape or option), and
+    the contract in single precision of most layers that are made of the menu's maps.
+    """
+    for name, case in CASES.items():
+        for dtype in dtypes or (None,):
+            variant = "," in name
+            built = dtype == "float32" and len(case.shape) > 0 and name not in SINGLE
+            marks = [pytest.mark.nightly] if variant or built else []
+            values = (case,) if dtype is None else (case, dtype)
+            yield pytest.param(*values, id="-".join(filter(None, (name, dtype))), marks=marks)

@@ -1,0 +1,60 @@
+"""Tests of ``gauss_flows.linear``."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from network_support import KEY
+
+import gauss_flows as gf
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_linear_maps_refuse_what_is_no_vector():
+    for make in (gf.LULinear, lambda shape: gf.HouseholderRotation(2, shape)):
+        with pytest.raises(ValueError, match="`shape` must be that of a vector"):
+            make((2, 2))
+    with pytest.raises(ValueError, match="`n_reflections` must be a whole number"):
+        gf.HouseholderRotation(0, (2,))
+
+
+def test_householder_is_orthogonal_and_its_pairs_start_as_the_identity():
+    with jax.enable_x64(True):
+        turn = gf.HouseholderRotation(3, (4,), key=jr.key(0))
+        matrix = jax.jacfwd(turn.transform)(jnp.zeros(4))
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(4), atol=1e-14)
+        np.testing.assert_allclose(jnp.linalg.det(matrix), -1, atol=1e-14)
+        still = gf.HouseholderRotation(4, (3,))
+        np.testing.assert_allclose(still.transform(jnp.arange(3.0)), np.arange(3.0), atol=1e-15)
+
+
+def test_householder_takes_any_axes_up_to_their_signs():
+    with jax.enable_x64(True):
+        for key in jr.split(jr.key(0), 5):
+            axes, _ = jnp.linalg.qr(jr.normal(key, (4, 4)))
+            turn = gf.HouseholderRotation(4, (4,), key=key).with_axes(axes)
+            matrix = jax.jacfwd(turn.transform)(jnp.zeros(4))
+            np.testing.assert_allclose(jnp.abs(matrix @ axes.T), np.eye(4), atol=1e-14)
+        turn = gf.HouseholderRotation(3, (3,)).with_axes(jnp.eye(3))
+        np.testing.assert_allclose(jnp.abs(jax.jacfwd(turn.transform)(jnp.zeros(3))), np.eye(3), atol=1e-15)
+        with pytest.raises(ValueError, match="`n_reflections` must be 3"):
+            gf.HouseholderRotation(2, (3,)).with_axes(jnp.eye(3))
+
+
+def test_a_key_draws_the_reflections_of_a_rotation():
+    make = lambda key: gf.HouseholderRotation(2, (64,), key=key).params
+    vectors = make(KEY)
+    assert vectors.shape == (2, 64)
+    assert bool((vectors != make(jr.key(1))).all())
+    assert abs(float(vectors.mean())) < 0.3
+    np.testing.assert_allclose(vectors.std(), 1, atol=0.2)
+
+
+def test_the_product_of_reflections_begins_with_the_first():
+    turn = gf.HouseholderRotation(2, (2,))
+    turn = eqx.tree_at(lambda b: b.params, turn, jnp.array([[1.0, 0.0], [1.0, -1.0]]))
+    # The first mirrors the first coordinate, the second exchanges the two.
+    np.testing.assert_allclose(turn.transform(jnp.array([1.0, 2.0])), [2, -1], atol=1e-6)

@@ -21,7 +21,7 @@ from flowjax.distributions import Normal, Transformed
 from paramax import non_trainable
 
 import gauss_flows as gf
-from book.sweeps._timing import seconds
+from experiments.timing import seconds
 
 CASES = ((64, 128, 1024), (256, 512, 256))
 

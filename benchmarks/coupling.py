@@ -25,8 +25,8 @@ from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow
 
 import gauss_flows as gf
-from book.sweeps._timing import seconds
-from gauss_flows.base import split_parameters
+from experiments.timing import seconds
+from gauss_flows.bijection import partition
 
 CASES = ((2, 4096), (16, 4096), (64, 1024))
 LAYERS, WIDTH, DEPTH, BINS, INTERVAL = 8, 64, 2, 8, 4.0
@@ -36,7 +36,7 @@ RIVALS = ("floor", "flowjax", "zuko", "normflows")
 
 def split(tree):
     """The parameters, and the function that puts them back."""
-    params, static = split_parameters(tree)
+    params, static = partition(tree)
     return params, lambda params: eqx.combine(params, static)
 
 

@@ -18,7 +18,7 @@ import jax.random as jr
 from paramax import unwrap
 
 import gauss_flows as gf
-from book.sweeps._timing import seconds
+from experiments.timing import seconds
 
 POINTS, COMPONENTS = 4096, 8
 

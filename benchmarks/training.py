@@ -28,7 +28,7 @@ from flowjax.train import fit_to_data
 from flowjax.train.losses import MaximumLikelihoodLoss
 
 import gauss_flows as gf
-from gauss_flows.base import split_parameters
+from gauss_flows.bijection import partition
 
 STEPS, BATCH, POINTS = 1200, 512, 3000
 
@@ -65,7 +65,7 @@ def unrolled(flow):
 
 
 def python_loop(flow, x, steps, batch_size):
-    params, static = split_parameters(flow)
+    params, static = partition(flow)
     optimizer = adam(steps)
 
     @partial(jax.jit, donate_argnums=(0, 1))

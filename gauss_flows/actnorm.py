@@ -13,7 +13,7 @@ class ActNorm(Bijection):
     r"""Scale and shift each coordinate, :math:`z = e^{s} \odot x + b`; it starts as the identity.
 
     Use :func:`data_init` to set s and b so that the data that reaches the layer leaves it with mean 0
-    and standard deviation 1. Without that the layer is just two more parameters a coordinate.
+    and standard deviation 1. Without that the layer only adds two parameters per coordinate.
 
     Args:
         shape: The event's shape.

@@ -24,18 +24,18 @@ AutoregressiveInverse = Literal["incremental", "sequential", "jacobi"]
 
 
 class MaskedAutoregressive(Bijection):
-    r"""Transform each coordinate with parameters read from the coordinates of smaller rank.
+    r"""Transform each coordinate with parameters that depend on the coordinates of smaller rank.
 
     .. math:: z_i &= T_{\theta_i}(x_i), \qquad \theta_i = \theta_0 + c_\phi(\{x_j : r_j < r_i\}, c)_i, \\
               \log|\det J| &= \sum_i \log |T'_{\theta_i}(x_i)|.
 
     J is triangular in the order of the ranks r. ``transform`` makes all parameters in one pass of a masked
-    network. The inverse needs :math:`x_j` before :math:`\theta_i`, so it takes one step a rank; but a step
+    network. The inverse needs :math:`x_j` before :math:`\theta_i`, so it takes one step per rank; but a step
     computes only the hidden units that have just become known, so all steps together cost the arithmetic
     of one pass. Read for densities (data to latent) this is a masked autoregressive flow, MAF; the same
-    layer read for sampling (latent to data, flowjax's ``Invert`` the other way) is an inverse
-    autoregressive flow, IAF. Elements of equal rank do not read each other: with D ranks the layer is fully
-    autoregressive, with two it is a coupling whose passive half has a bijector of its own.
+    layer used for sampling (latent to data, flowjax's ``Invert`` the other way) is an inverse
+    autoregressive flow, IAF. Elements of equal rank do not depend on each other: with D ranks the layer is
+    fully autoregressive, with two it is a coupling whose passive half has a bijector of its own.
 
     Args:
         key: Random key for the conditioner.
@@ -43,12 +43,12 @@ class MaskedAutoregressive(Bijection):
             condition, if there is one, and on nothing else.
         bijector: Any unconditional scalar bijection, shape (), or a
             :class:`~gauss_flows.Parametrized`; each element gets a copy with parameters of its own.
-        order: Whole numbers of the event's shape: an element reads those with smaller numbers. Any
+        order: Whole numbers of the event's shape: an element depends on those with smaller numbers. Any
             permutation, or fewer ranks. Default: C order.
         passes: In place of ``order``: this many ranks of consecutive elements, 2 to D.
         conditioner: :class:`~gauss_flows.conditioners.Made` (the default, with ``nn_width`` and
-            ``nn_depth``), or any factory as for :class:`~gauss_flows.Coupling`: its network reads the event,
-            with zeros for what it may not see, and the condition, and is run once for each rank.
+            ``nn_depth``), or any factory as for :class:`~gauss_flows.Coupling`: its network takes as input
+            the event, with zeros for what it may not see, and the condition, and is run once for each rank.
         cond_dim: Size of an external condition, shape (cond_dim,). Default: none.
         nn_width: Hidden units of the default conditioner.
         nn_depth: Hidden layers of the default conditioner.
@@ -125,7 +125,7 @@ class MaskedAutoregressive(Bijection):
 
     @property
     def order(self) -> Int[np.ndarray, "*shape"]:
-        """The rank of each element, from 0 up. An element reads those of smaller rank."""
+        """The rank of each element, from 0 up. An element depends on those of smaller rank."""
         return np.array(self._ranks).reshape(self.shape)
 
     @property
@@ -171,7 +171,7 @@ class MaskedAutoregressive(Bijection):
     def inverse_and_sweeps(
         self, y: Float[Array, "*shape"], condition: Float[Array, " C"] | None = None
     ) -> tuple[Float[Array, "*shape"], Int[Array, ""]]:
-        """The inverse by Jacobi sweeps, whatever ``inverse`` says, and how many it took.
+        """Return the inverse by Jacobi sweeps, for any setting of ``inverse``, and the number of sweeps.
 
         Args:
             y: The event to invert.

@@ -115,11 +115,11 @@ class Scan(fb.Scan, Bijection):
     r"""flowjax's ``Scan``, with a gradient from data to latent that takes less memory and less time.
 
     That gradient needs what each layer computed on its way, many times its input and output. Here no more
-    than the input is stored, and the rest is computed a second time: mostly quicker than to write and to read
-    it. The inverse stores everything, since a layer may find it by iteration.
+    than the input is stored, and the rest is computed a second time, which is mostly faster than to write it
+    to memory and read it back. The inverse stores everything, since a layer may find it by iteration.
 
     Args:
-        bijection: A bijection whose arrays all have a leading axis, one entry a layer, as
+        bijection: A bijection whose arrays all have a leading axis, one entry per layer, as
             ``equinox.filter_vmap`` over keys makes it.
 
     Raises:

@@ -34,8 +34,8 @@ def check_bijection(
     It checks the round trip in both directions, the log-determinant against that of the autodiff
     Jacobian, the two directions' log-determinants against each other, and which entries of the
     Jacobian are not zero. A bijection with a ``mask`` is also held to it: passive coordinates must come
-    through unchanged, to the last bit, and no active one may read another. One with an ``order`` must have
-    each element read itself and elements of smaller rank alone.
+    through unchanged, to the last bit, and no active one may depend on another active one. In one with an
+    ``order`` each element may depend only on itself and on elements of smaller rank.
 
     Without ``atol`` the bounds follow the type and the map, coordinate by coordinate, so that one
     steep coordinate excuses no other. With :math:`\epsilon` a hundred times the
@@ -56,7 +56,7 @@ def check_bijection(
     Args:
         bijection: Any flowjax bijection, your own included.
         x: One event, of the bijection's shape, or a batch with one leading axis.
-        condition: One condition for all, or one an event; for conditional bijections.
+        condition: One condition for all events, or one per event; for conditional bijections.
         atol: One absolute bound for every line, in place of those that follow the type.
         structure: None to report the Jacobian's structure; "diagonal" or "triangular" (after a
             permutation, if need be) to demand it.
@@ -235,7 +235,7 @@ def _power_of_ten(bound: float) -> float:
 
 
 def _triangular_order(pattern: np.ndarray) -> tuple[int, ...] | None:
-    """The coordinates by depth of dependence, then by index; None if two read each other."""
+    """The coordinates by depth of dependence, then by index; None if two depend on each other."""
     reads = pattern & ~np.eye(len(pattern), dtype=bool)
     depth = np.full(len(pattern), -1)
     level = 0

@@ -128,12 +128,12 @@ def shared_trunk(
 
     The last layer of a plain MLP grows as width × outputs, and with many active coordinates and flexible
     bijectors it is nearly the whole network. Here the trunk ends in ``head_width`` units, from which
-    all outputs are read linearly: width × head_width + head_width × outputs.
+    all outputs are computed linearly: width × head_width + head_width × outputs.
 
     Args:
         width: Units in each hidden layer of the trunk.
         depth: Number of hidden layers of the trunk, at least 1.
-        head_width: Units from which the outputs are read.
+        head_width: Units from which the outputs are computed.
         activation: Applied after each hidden layer, and after the narrow one.
         zero_last: As for :func:`mlp`.
 
@@ -170,11 +170,11 @@ def attention(
     activation: Activation = jax.nn.gelu,
     zero_last: bool = False,
 ) -> ConditionerFactory:
-    r"""A factory of transformers that read the passive coordinates as tokens.
+    r"""A factory of transformers whose tokens are the passive coordinates.
 
     Coordinate i becomes the token :math:`x_i\, w + e_i` with an embedding of its place. Blocks of
     self-attention and a two-layer network, each after layer normalization and added to its input, let the
-    tokens look at one another; the outputs are read linearly from their normalized mean.
+    tokens exchange information; the outputs are a linear function of their normalized mean.
 
     Args:
         width: Size of a token, divisible by ``heads``.
@@ -247,11 +247,11 @@ def _zeros(layer: PyTree) -> PyTree:
 
 
 def set_constant(network: PyTree, output: Float[Array, " out"]) -> PyTree:
-    """The same network with a zero kernel in its last layer, whose bias is what it then always says.
+    """Return the network with a last layer of zero weights, so that its output is constant.
 
     Args:
         network: What one of the factories above made.
-        output: What it shall say.
+        output: The constant output, which becomes the bias of the last layer.
 
     Raises:
         ValueError: If the network does not end in a dense layer with a bias.

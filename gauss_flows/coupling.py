@@ -30,13 +30,13 @@ class CouplingOptions(TypedDict, total=False):
 
 
 class Coupling(Bijection):
-    r"""Copy the passive coordinates, transform the active ones with parameters read from them.
+    r"""Copy the passive coordinates, transform the active ones with parameters that depend on them.
 
     .. math:: z_A &= x_A, \qquad z_B = T_{\theta}(x_B), \qquad \theta = \theta_0 + c_\phi(x_A, c), \\
               \log|\det J| &= \sum_{i \in B} \log |T'_{\theta_i}(x_i)|.
 
     The Jacobian is triangular once the passive coordinates are put first, so its determinant is the
-    product of the active slopes; the inverse reads the same :math:`\theta` from :math:`z_A = x_A`
+    product of the active slopes; the inverse computes the same :math:`\theta` from :math:`z_A = x_A`
     and inverts only the scalar bijector, never the network. :math:`\theta_0` holds the parameters
     of ``bijector`` as given, so a conditioner that returns zeros leaves that bijector in place.
 

@@ -26,7 +26,7 @@ def distill(
     n_noise: int = 2**15,
     **options: Any,
 ) -> FitResult:
-    r"""Train a flow whose samples are cheap on one whose densities (or samples) are.
+    r"""Train a flow that samples quickly to match one with known densities or samples.
 
     With u from the student's base density, :math:`f_S, f_T` the maps from base to data:
 

@@ -136,7 +136,7 @@ def maf(
     nn_depth: int = 2,
     inverse: AutoregressiveInverse | None = None,
 ) -> Transformed:
-    r"""A masked autoregressive flow: quick densities, and samples in as many steps a layer as coordinates.
+    r"""A masked autoregressive flow: fast densities; a sample takes one step per layer and coordinate.
 
     Each layer is a reversal of the coordinates' order, then a :class:`~gauss_flows.MaskedAutoregressive`
     from data to latent, over a standard normal base; the layers are stacked in a :class:`~gauss_flows.Scan`.
@@ -189,8 +189,8 @@ def _autoregressive_layer(key, *, shape, conditioner, nn_width, nn_depth, **opti
 def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
     r"""An inverse autoregressive flow: the layers of :func:`maf` run the other way, from base to data.
 
-    Samples, and the density of its own samples, take one pass a layer; the density of other points takes
-    as many steps a layer as there are coordinates.
+    Samples, and the density of its own samples, take one pass per layer; the density of other points takes
+    one step per layer and coordinate.
 
     Args:
         key: Random key.
@@ -229,7 +229,7 @@ def residual_flow(
     terms: int | None = None,
     inverse: ResidualInverse | None = None,
 ) -> Transformed:
-    r"""A flow of residual blocks: every coordinate reads every other, under a bound on how much.
+    r"""A flow of residual blocks: every coordinate depends on every other, by a bounded amount.
 
     Each layer is an :class:`~gauss_flows.ActNorm` and a :class:`~gauss_flows.Residual` from data to latent,
     over a standard normal base; the layers are stacked in a :class:`~gauss_flows.Scan`. A block stretches no

@@ -1,17 +1,17 @@
 r"""The inverse of a masked autoregressive layer, for the arithmetic of one pass through its network.
 
 A masked network (MADE) for three elements of ranks 0, 1 and 2. Every unit has a degree, in brackets, and
-reads those units of the layer before whose degree is at most its own. The parameters of an element of rank r
-have degree r - 1, so that they depend only on elements of smaller rank::
+takes as input those units of the layer before whose degree is at most its own. The parameters of an element
+of rank r have degree r - 1, so that they depend only on elements of smaller rank::
 
     elements        hidden units       parameters
 
-                                       theta_0 (-1)   reads nothing: its bias
+                                       theta_0 (-1)   no input: its bias
     x_0 (0) ------> a (0) -----------> theta_1 (0)
        |  \------>  b (0) ----/   |
        v                          v
-    x_1 (1) ------> c (1) -----------> theta_2 (1)    reads a, b and c
-    x_2 (2)                            nothing reads x_2
+    x_1 (1) ------> c (1) -----------> theta_2 (1)    inputs a, b and c
+    x_2 (2)                            x_2 is the input of no unit
 
 To invert, :math:`x_i = T^{-1}_{\theta_i}(y_i)` needs :math:`\theta_i`, and that needs
 :math:`x_0, \dots, x_{i-1}`. The textbook runs the whole network once for each rank. But a hidden unit of
@@ -29,7 +29,7 @@ neighbouring units, and cut the weights into the rows of each step. *Step*: comp
 layer by layer. *Scatter*: put the elements, sorted by rank, back into the order of the event.
 
 All windows of a layer must have one width, that of its largest degree, since one loop runs all steps. Where a
-degree has fewer units, the window's tail holds units of the next degrees, computed too early; nothing reads
+degree has fewer units, the window's tail holds units of the next degrees, computed too early; no unit uses
 them before their own step writes them again.
 """
 
@@ -45,7 +45,7 @@ from gauss_flows.compiling import varying_like
 from gauss_flows.made import MaskedMLP
 from gauss_flows.parametrize import Parametrized
 
-_LOOPS = 4  # the steps run in so many loops, each reading only what can be known; more compile longer
+_LOOPS = 4  # the steps run in so many loops, each over the units known by its end; more compile longer
 
 
 def incremental_inverse(

@@ -78,7 +78,7 @@ def warm_start(
       maximisation. A coordinate that is constant up to rounding keeps its bijector as it is.
     - :class:`~gauss_flows.Coupling` and :class:`~gauss_flows.MaskedAutoregressive`: likewise for the
       coordinates that they transform. The conditioner's last layer gets a zero kernel, and its bias carries
-      the mixtures, so that for now the layer reads nothing.
+      the mixtures, so that the layer starts as a map of each coordinate alone.
     - :class:`~gauss_flows.ActNorm`: as by ``data_init``.
     - :class:`~gauss_flows.HouseholderRotation`: see ``rotation``.
 
@@ -87,7 +87,7 @@ def warm_start(
     Args:
         flow: A ``Transformed`` distribution, or a bijection that takes data to latent.
         x: Data, shape (n, \*flow.shape).
-        condition: One row for each row of x, for conditional flows; the warm start does not read it.
+        condition: One row for each row of x, for conditional flows; the warm start does not depend on it.
         rotation: "pca" sets rotations to the principal axes (they need D reflections). Default: they stay.
         em_steps: Steps of expectation maximisation.
 

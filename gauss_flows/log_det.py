@@ -130,7 +130,7 @@ def with_log_det(
     terms: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> PyTree:
-    """The same flow, its residual blocks with another way to their log-determinant, or with a key.
+    """Return the flow with another log-determinant in its residual blocks, or with a random key for it.
 
     With a key a flow of "hutchinson" or "roulette" gives estimates, the same noise for every point (for noise
     of its own for each point see :func:`estimate_log_prob`), and it gives samples, which do not depend on the
@@ -179,7 +179,7 @@ def with_log_det(
 def estimate_log_prob(
     flow: PyTree, x: Float[Array, "n *shape"], key: PRNGKeyArray, condition: Float[Array, "n C"] | None = None
 ) -> Float[Array, " n"]:
-    """Estimates of log p(x), in nats, with noise of its own for each point; not likelihoods.
+    """Estimate log p(x), in nats, with independent noise for each point; these are not likelihoods.
 
     This is what :func:`~gauss_flows.fit` maximises for a flow with "hutchinson" or "roulette".
 

@@ -17,7 +17,7 @@ Activation = Callable[[Array], Array]
 
 
 class MaskedMLP(eqx.Module):
-    r"""A multilayer perceptron in which unit i reads unit j of the layer before only if its degree allows.
+    r"""A multilayer perceptron whose unit i depends on unit j of the layer before only if its degree allows.
 
     .. math:: h_l = a\big((W_l \odot M_l)\, h_{l-1} + b_l\big), \qquad
               (M_l)_{ij} = [\, d_l(i) \ge d_{l-1}(j) \,],
@@ -61,7 +61,7 @@ class MaskedMLP(eqx.Module):
 
     @property
     def masks(self) -> list[Bool[np.ndarray, "out in"]]:
-        """Which unit reads which, layer by layer."""
+        """Which unit depends on which, layer by layer."""
         return [np.greater_equal.outer(b, a) for a, b in pairwise(self.degrees)]
 
     @property

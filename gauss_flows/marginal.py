@@ -13,7 +13,7 @@ from gauss_flows.validate import Shape, expect_shape
 
 
 class MarginalGaussianization(Bijection):
-    r"""Each coordinate through a map of its own: a coupling whose conditioner outputs a constant.
+    r"""Transform each coordinate by a scalar map: a coupling whose conditioner outputs a constant.
 
     .. math:: z_i = T_{\theta_i}(x_i), \qquad \log|\det J| = \sum_i \log |T'_{\theta_i}(x_i)|.
 

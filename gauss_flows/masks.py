@@ -1,4 +1,4 @@
-"""The third choice: who reads whom. Boolean arrays of the event's shape, True = passive."""
+"""The third choice: a boolean array that says which coordinates are passive (True) and which active."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,8 @@ def half(shape: Shape) -> Mask:
         shape: The event's shape, at least two elements in all.
 
     Returns:
-        Boolean array of that shape; True = passive (read, copied), False = active (transformed).
+        Boolean array of that shape; True = passive (copied, input of the network), False = active
+            (transformed).
 
     Raises:
         ValueError: If the shape has fewer than two elements.
@@ -150,7 +151,7 @@ def flip(mask: Mask) -> Mask:
 def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
     r"""Which output can depend on which input after a stack of layers, by their masks alone.
 
-    A coupling layer lets an active element read every passive one and itself, and a passive one
+    In a coupling layer an active element depends on every passive one and on itself, and a passive one
     itself: a boolean matrix. A stack is the boolean product of its layers' matrices,
 
     .. math:: R = R_L \lor\!\cdot\!\land \cdots \lor\!\cdot\!\land R_1, \qquad
@@ -217,9 +218,7 @@ def _sized(shape):
     shape = expect_shape(shape)
     size = math.prod(shape)
     if size < 2:
-        raise ValueError(
-            f"`shape` must hold at least two elements, one to read and one to transform; got {shape}."
-        )
+        raise ValueError(f"`shape` must hold at least two elements, one passive and one active; got {shape}.")
     return shape, size
 
 

@@ -64,8 +64,8 @@ def rbig(
     standard normal by the mixture's distribution function, and rotates. The maps leave the total correlation
     as it is and take the marginals' negentropy; the rotation turns total correlation into negentropy for the
     next layer. It stops when the last ``patience`` layers together brought less than ``tolerance`` on
-    held-out rows: the marginals of the rotated data then look Gaussian, which does not prove that the joint
-    density is. The flow keeps the layers up to the largest sum of gains, none if that is zero.
+    held-out rows: the marginals of the rotated data then look Gaussian, but the joint density need not be.
+    The flow keeps the layers up to the largest sum of gains, none if that is zero.
 
     Args:
         key: Random key for the rotations and the split.

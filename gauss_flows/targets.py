@@ -1,7 +1,7 @@
 """Distributions with a *known* density and entropy, to compare flows against.
 
 Each is a flowjax distribution without parameters to train. No flow's expected test log-likelihood can
-exceed minus the target's entropy, and :func:`gauss_flows.kl_divergence` says how much it lacks.
+exceed minus the target's entropy, and :func:`gauss_flows.kl_divergence` gives the difference.
 """
 
 import jax.numpy as jnp
@@ -290,7 +290,7 @@ def funnel(dim: int = 2) -> Target:
               H = \tfrac{D}{2} \log 2\pi e + \log 3.
 
     The event is :math:`(v, x_1, \dots)`. The :math:`x_i` have standard deviation :math:`e^{9/4}`,
-    about 9.5, but tails so heavy that the one of a sample says little.
+    about 9.5, but tails so heavy that the standard deviation of a sample is a poor estimate of it.
 
     Args:
         dim: D, at least 2.

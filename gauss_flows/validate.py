@@ -82,7 +82,7 @@ def _short(value: Given) -> str:
 
 
 def expect_concrete(name: str, value: Given, dtype: DTypeLike | None = None) -> np.ndarray:
-    """Return a NumPy array, or say that there is none: a layer's structure is fixed when it is made."""
+    """Return a NumPy array, or refuse a traced one: a layer's structure is fixed when it is made."""
     expect_real(name, value)
     try:
         return np.asarray(value, dtype)

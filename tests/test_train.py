@@ -69,9 +69,9 @@ def test_fit_trains_residual_flows_by_any_log_determinant(log_det):
 
 
 def test_fit_computes_what_the_loop_of_its_docstring_does():
-    """The loop is read from the docstring and run; 150 steps make two chunks of 50 and more."""
+    """The loop is read from the docstring and run."""
     block = gf.fit.__doc__.partition("::\n\n")[2].partition("\n    Args:")[0]
-    options = {"steps": 150, "batch_size": 32, "learning_rate": 0.03, "val_fraction": 0.1}
+    options = {"steps": 60, "batch_size": 32, "learning_rate": 0.03, "val_fraction": 0.1}
     names = {
         "math": math,
         "jax": jax,

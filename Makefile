@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help book site test quick nightly mutants notebooks lint format bench travel links serve lock clean
+.PHONY: help book site test quick nightly shapes mutants notebooks lint format bench travel links serve lock clean
 
 PYTHON ?= python3
 BASE ?= origin/main
@@ -24,6 +24,7 @@ help:
 	@echo "make lint       ruff, over the notebooks too, and mypy"
 	@echo "make bench      print speeds as ratios against rivals, from one run"
 	@echo "make nightly    the slow tests that make test leaves out, and more drawn examples"
+	@echo "make shapes     the numerical tests again, with every shape annotation enforced"
 	@echo "make mutants    plant faults in the package, one at a time, and see who catches them"
 	@echo "make travel     every notebook again, as three older processors would run it"
 	@echo "make links      ask every address that the book names whether it is there"
@@ -61,6 +62,18 @@ quick: lint
 nightly: site
 	@echo "== The tests that make test leaves out"
 	@HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "nightly or drawn" tests
+
+# Refusals are left out: there the public functions' own errors come first.
+SHAPED := $(addprefix tests/test_,$(addsuffix .py,normal rootfinding moments mixtures spline bijectors parametrize \
+	coupling autoregressive incremental conditioners made linear lipschitz log_det residual))
+REFUSALS := refuse or named or checked or wrong or none_is_given or errors or is_no
+# JAX checks gradients with NumPy arrays, for which the numerical functions are not annotated.
+GRADIENTS := derivatives or differentiates
+
+shapes: $(INSTALLED)
+	@echo "== Holding every shape annotation to what runs"
+	@$(PY) -m pytest -n 2 --dist loadfile -m "" --jaxtyping-packages=gauss_flows,beartype.beartype \
+		-k "not ($(REFUSALS) or $(GRADIENTS))" $(SHAPED)
 
 mutants: $(INSTALLED)
 	@echo "== Planting faults, one at a time"

@@ -86,7 +86,7 @@ class MaskedAutoregressive(Bijection):
         key: PRNGKeyArray,
         shape: Shape,
         *,
-        bijector: AbstractBijection,
+        bijector: AbstractBijection | Parametrized,
         order: Int[np.ndarray, "*shape"] | None = None,
         passes: int | None = None,
         conditioner: conditioners.ConditionerFactory | None = None,

@@ -1,7 +1,7 @@
 """Coupling layers: one bijector, one conditioner and one mask, put together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack
 
 import equinox as eqx
@@ -22,7 +22,7 @@ from gauss_flows.validate import Shape, expect_shape, expect_whole
 class CouplingOptions(TypedDict, total=False):
     """The options that every form of a coupling layer passes on to :class:`Coupling`."""
 
-    mask: Bool[np.ndarray, "*shape"] | None
+    mask: Bool[np.ndarray, "*shape"] | Sequence[object] | None
     conditioner: conditioners.ConditionerFactory | None
     cond_dim: int | None
     nn_width: int
@@ -79,8 +79,8 @@ class Coupling(Bijection):
         key: PRNGKeyArray,
         shape: Shape,
         *,
-        bijector: AbstractBijection,
-        mask: Bool[np.ndarray, "*shape"] | None = None,
+        bijector: AbstractBijection | Parametrized,
+        mask: Bool[np.ndarray, "*shape"] | Sequence[object] | None = None,
         conditioner: conditioners.ConditionerFactory | None = None,
         cond_dim: int | None = None,
         nn_width: int = 64,

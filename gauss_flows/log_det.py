@@ -26,7 +26,7 @@ class LogDet(eqx.Module):
 
     method: str = eqx.field(static=True)
     terms: int = eqx.field(static=True)
-    key: PRNGKeyArray | None
+    key: Array | None  # one key, or one per layer of a stack
 
 
 def log_det_estimate(

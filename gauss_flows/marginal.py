@@ -42,7 +42,7 @@ class MarginalGaussianization(Bijection):
     raw: Float[Array, "D P"]
     _bijector: Parametrized
 
-    def __init__(self, shape: Shape, *, bijector: AbstractBijection | None = None):
+    def __init__(self, shape: Shape, *, bijector: AbstractBijection | Parametrized | None = None):
         self.shape, self.cond_shape = expect_shape(shape), None
         self._bijector = parametrize(MixtureGaussianCDF() if bijector is None else bijector)
         self.raw = jnp.zeros((int(np.prod(self.shape)), self._bijector.size))

@@ -18,7 +18,7 @@ from gauss_flows.moments import mean_and_std
 from gauss_flows.normal import LOG_HALF, LOG_SQRT_2PI, mills_ratio, ndtri_exp, normal_quantile, normal_tails
 from gauss_flows.parametrize import UNLIMITED, soft_clip
 from gauss_flows.rootfinding import implicit_root, solve_monotone
-from gauss_flows.validate import Shape, expect_concrete, expect_whole
+from gauss_flows.validate import Given, Shape, expect_concrete, expect_whole
 
 
 class _Mixture(Bijection):
@@ -160,7 +160,7 @@ class MixtureGaussianCDF(_Mixture):
         30.0000
     """
 
-    def __init__(self, n_components: int = 8, *, log_scale_bound: float = 5.0, **components: ArrayLike):
+    def __init__(self, n_components: int = 8, *, log_scale_bound: float = 5.0, **components: Given):
         quantile = lambda p: 0.8 * scipy.special.ndtri(p)
         super().__init__(n_components, log_scale_bound, quantile, 1.0, **components)
 
@@ -240,7 +240,7 @@ class DeepSigmoid(_Mixture):
         30.0000
     """
 
-    def __init__(self, n_components: int = 8, *, log_scale_bound: float = 5.0, **components: ArrayLike):
+    def __init__(self, n_components: int = 8, *, log_scale_bound: float = 5.0, **components: Given):
         quantile = lambda p: 0.6 * scipy.special.logit(p)
         super().__init__(n_components, log_scale_bound, quantile, math.pi**2 / 3, **components)
 

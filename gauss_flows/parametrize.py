@@ -179,7 +179,7 @@ def softplus_limits(max_log_scale: float, max_shift: float) -> dict[str, tuple[f
     return {"loc": (-max_shift, max_shift), "scale": (-max_log_scale, math.exp(max_log_scale))}
 
 
-def soft_limit(value: Array, low: Array, high: Array) -> Array:
+def soft_limit(value: Array, low: Array | float, high: Array | float) -> Array:
     """Bound a number smoothly between ``low`` < 0 < ``high``.
 
     Up to three quarters of a limit it stays exactly as it is. Beyond, the rest of the way is a tanh, so that

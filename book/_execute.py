@@ -23,6 +23,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from _bundle import chapters
+
 BOOK = Path(__file__).parent
 KERNEL = {
     "display_name": "Python 3",
@@ -31,11 +33,6 @@ KERNEL = {
 }
 TIMES = BOOK / "running_times.csv"
 KEPT_CELL_METADATA = ("tags", "mystnb")
-
-
-def chapters() -> list[Path]:
-    """The book's notebooks, in alphabetical order."""
-    return sorted(p for p in BOOK.glob("**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
 def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

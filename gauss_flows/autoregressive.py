@@ -184,7 +184,7 @@ class MaskedAutoregressive(Bijection):
         return self._bijector.inverse(self.theta(x, condition), y)[0]
 
     def _sequential(self, y, condition):
-        """After step i the elements of rank i are right, whatever came before."""
+        """After step i the elements of rank i are right, for any start."""
         step = lambda x, _: (self._sweep(x, y, condition), None)
         start = varying_like(jnp.zeros_like(y), y, condition, self)
         return lax.scan(step, start, length=self.passes)[0]

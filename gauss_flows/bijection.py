@@ -75,7 +75,7 @@ def _forward(method):
 
     @functools.wraps(method)
     def transform_and_log_det(self, x, condition=None):
-        return compiled(formula, self, _event(self, "x", x), _condition(self, condition))
+        return compiled(formula, self, _expect_array("x", x, self.shape), _condition(self, condition))
 
     return transform_and_log_det
 
@@ -88,15 +88,15 @@ def _backward(method):
 
     @functools.wraps(method)
     def inverse_and_log_det(self, y, condition=None):
-        return compiled(formula, self, _event(self, "y", y), _condition(self, condition))
+        return compiled(formula, self, _expect_array("y", y, self.shape), _condition(self, condition))
 
     return inverse_and_log_det
 
 
-def _event(bijection, name, value):
+def _expect_array(name, value, shape):
     array = as_floats(name, value)
-    if array.shape != bijection.shape:
-        raise ValueError(f"`{name}` must have shape {bijection.shape}, the event's shape; got {array.shape}.")
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape}; got {array.shape}.")
     return array
 
 
@@ -105,10 +105,7 @@ def _condition(bijection, value):
         return None
     if value is None:
         raise ValueError(f"`condition` must have shape {bijection.cond_shape}; got None.")
-    array = as_floats("condition", value)
-    if array.shape != bijection.cond_shape:
-        raise ValueError(f"`condition` must have shape {bijection.cond_shape}; got {array.shape}.")
-    return array
+    return _expect_array("condition", value, bijection.cond_shape)
 
 
 class Scan(fb.Scan, Bijection):

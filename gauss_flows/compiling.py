@@ -5,10 +5,9 @@ A flow called without ``jax.jit`` would trace and compile its loops again at eac
 through it.
 """
 
-import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -17,17 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-_DIRECT = contextvars.ContextVar("_DIRECT", default=False)
-
-
-@contextlib.contextmanager
-def called_directly() -> Iterator[None]:
-    """Let ``compiled`` call its function as it is: inside a program, or where a check must trace anew."""
-    token = _DIRECT.set(True)
-    try:
-        yield
-    finally:
-        _DIRECT.reset(token)
+_INSIDE = contextvars.ContextVar("_INSIDE", default=False)  # whether a program is being traced
 
 
 def compiled(function: Callable, *args: PyTree) -> PyTree:
@@ -41,7 +30,7 @@ def compiled(function: Callable, *args: PyTree) -> PyTree:
         function: A function that exists once, not one made for this call.
         *args: Its arguments, any pytrees.
     """
-    if _DIRECT.get():
+    if _INSIDE.get():
         return function(*args)
     leaves, structure = jax.tree.flatten(args)
     arrays = [leaf if isinstance(leaf, jax.Array) else None for leaf in leaves]
@@ -60,8 +49,11 @@ def _program(static, arrays):
     function, structure, rest = static
     rest = [leaf.array if isinstance(leaf, _Constant) else leaf for leaf in rest]
     leaves = [array if array is not None else leaf for array, leaf in zip(arrays, rest, strict=True)]
-    with called_directly():
+    token = _INSIDE.set(True)
+    try:
         return function(*jax.tree.unflatten(structure, leaves))
+    finally:
+        _INSIDE.reset(token)
 
 
 class _Constant:

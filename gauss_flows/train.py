@@ -176,9 +176,8 @@ def _train(key, flow, x, condition, options: FitOptions, many: int | None = None
     state = start(key, params, settings, len(x), many)
     data = (x, condition, rates, n_val, static, settings, many)
 
-    chunks: list[
-        tuple[ArrayLike, ArrayLike]
-    ] = []  # the losses of each chunk's steps, and its validation loss
+    # The losses of each chunk's steps, and its validation loss.
+    chunks: list[tuple[ArrayLike, ArrayLike]] = []
     if file is not None and file.exists():
         state, chunks = _resumed(file, state, run)
     hidden = not (options.progress and is_watched())

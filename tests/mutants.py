@@ -623,7 +623,7 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
 
 
 def pattern(old: str) -> re.Pattern:
-    """What matches a text whatever its spaces, line breaks and last commas."""
+    """Match a text, with any spaces, line breaks and trailing commas between its parts."""
     parts = [re.escape(part) for part in re.findall(r"\w+|[^\w\s]", old)]
     joined = parts[0]
     for part in parts[1:]:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def test_conditioners_fit_any_coupling(name, dtype):
     """Each makes a bijection that listens to its input; a zeroed last layer leaves the given bijector."""
     factory = getattr(gf.conditioners, name)
-    given = gf.Affine(0.5, 2.0)  # well-conditioned whatever a network says
+    given = gf.Affine(0.5, 2.0)  # well-conditioned for any output of a network
     x, c = jr.normal(jr.key(1), (8, 5)), jr.normal(jr.key(2), (8, 2))
     options = {"shape": (5,), "bijector": given, "cond_dim": 2}
     layer = gf.Coupling(jr.key(0), conditioner=factory(16), **options)

@@ -40,7 +40,7 @@ def test_conditioner_of_zeros_leaves_the_given_bijector():
 
 
 def test_a_layer_can_be_cast_to_another_precision():
-    """Whatever precision its bijector was made in."""
+    """The bijector may have been made in another precision."""
     with jax.enable_x64(True):
         bijector = gf.bijectors.exp_affine(2.0)
     layer = gf.Coupling(jr.key(0), shape=(2,), bijector=bijector)

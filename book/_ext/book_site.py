@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _bundle import bundle
+from _bundle import bundle, chapters
 
 COLAB_BRANCH = "colab"  # where the publishing workflow pushes notebooks that install what they need
 BLOCK = re.compile(r'<div class="highlight"><pre>.*?</pre>', re.DOTALL)
@@ -93,7 +93,7 @@ def offer_zip(app, pagename, templatename, context, doctree):
 def write_zips(app, exception):
     """Each chapter's zip lies beside its page."""
     if exception is None and app.builder.format == "html":
-        for notebook in sorted(Path(app.srcdir, "book").glob("*.ipynb")):
+        for notebook in chapters():
             target = Path(app.outdir, "book", f"{notebook.stem}.zip")
             target.write_bytes(bundle(notebook))
 

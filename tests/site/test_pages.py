@@ -142,7 +142,7 @@ BLINDNESS = {
 
 
 def lab(colour: str, seen_by: list[list[float]]) -> np.ndarray:
-    """CIELAB (D65) of a colour as somebody sees it."""
+    """CIELAB (D65) of a colour, as a person with that vision sees it."""
     rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(np.array(seen_by) @ linear, 0, 1)

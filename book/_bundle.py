@@ -20,6 +20,7 @@ import nbformat
 BOOK = Path(__file__).parent
 IMPORTED = re.compile(r"^from experiments\.(\w+) import run\b", re.MULTILINE)
 SHARED = re.compile(r"^from experiments(?:\.| import )(common|timing)\b", re.MULTILINE)
+GRADERS = re.compile(r"^from exercises\.(\w+) import\b", re.MULTILINE)
 TABLES = re.compile(r"read_table\(\s*\"([\w/]+\.csv)\"")
 
 FIRST_CELL = """
@@ -55,6 +56,7 @@ def files_of(notebook: Path) -> dict[str, Path]:
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     found = {notebook.name: notebook, "_style.py": BOOK.parent / "_style.py"}
     found |= {f"experiments/{name}": BOOK / "experiments" / name for name in TABLES.findall(code)}
+    found |= {f"exercises/{name}.py": BOOK / "exercises" / f"{name}.py" for name in GRADERS.findall(code)}
     waiting = [code]
     while waiting:
         text = waiting.pop()

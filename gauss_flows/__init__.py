@@ -21,7 +21,7 @@ from gauss_flows.actnorm import ActNorm, ActNorm1D
 from gauss_flows.autoregressive import MaskedAutoregressive
 from gauss_flows.bijection import Bijection, Scan, standard_normal
 from gauss_flows.bijectors import Affine
-from gauss_flows.check_report import CheckError, Report, check
+from gauss_flows.check_report import CheckError, Report, check, check_table
 from gauss_flows.checks import check_bijection
 from gauss_flows.coupling import (
     AdditiveCoupling,
@@ -86,6 +86,7 @@ __all__ = [
     "bijectors",
     "check",
     "check_bijection",
+    "check_table",
     "checks",
     "conditioners",
     "coupling",

@@ -109,7 +109,7 @@ def _condition(bijection, value):
 
 
 class Scan(fb.Scan, Bijection):
-    r"""flowjax's ``Scan``, with a gradient from data to latent that takes less memory and less time.
+    r"""A stack of layers that runs as a loop: flowjax's ``Scan``, with a gradient that needs less memory.
 
     That gradient needs what each layer computed on its way, many times its input and output. Here no more
     than the input is stored, and the rest is computed a second time, which is mostly faster than to write it

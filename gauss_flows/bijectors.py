@@ -1,4 +1,4 @@
-"""The first choice: which monotone map of the real line. Scalar bijections, shape ()."""
+"""The menu of scalar bijectors: increasing maps of the real line, of shape ()."""
 
 import math
 from typing import ClassVar, Literal
@@ -49,7 +49,7 @@ class PositiveScale(eqx.Module):
 
 
 class Affine(Bijection):
-    r"""The affine map :math:`T(x) = s x + t` of each element, with s > 0.
+    r"""The affine map :math:`T(x) = s x + b` of each element, with s > 0.
 
     The scale is the softplus of a free parameter r. The log-determinant is computed from r, so it is right
     also where s is too small for a floating-point number: :math:`\log\mathrm{softplus}(r) \approx r`.
@@ -98,13 +98,14 @@ class Affine(Bijection):
 
 
 def exp_affine(log_scale_bound: float = math.inf) -> Affine:
-    r"""An affine bijector whose scale is an exponential, :math:`T(x) = e^{s} x + t`.
+    r"""An affine bijector whose scale is an exponential, :math:`T(x) = e^{a} x + b`.
 
-    Without a bound :math:`s = r` is a free parameter, as in Real NVP; with one, :math:`s = b\tanh(r / b)`
-    stays within :math:`\pm b`. (``Affine`` has a softplus in place of the exponential.)
+    Without a bound the log-scale :math:`a` is a free parameter, as in Real NVP. With a bound :math:`m`, it is
+    :math:`a = m\tanh(\theta_1 / m)` of a free parameter :math:`\theta_1`, and stays within :math:`\pm m`.
+    (``Affine`` has a softplus in place of the exponential.)
 
     Args:
-        log_scale_bound: b > 0; infinity for none.
+        log_scale_bound: The bound m > 0 of the log-scale; infinity for none.
 
     Raises:
         ValueError: If ``log_scale_bound`` is not positive.

@@ -1,4 +1,4 @@
-"""A printed check that a map is a bijection with the log-determinant that it claims.
+"""The check that a map is a bijection with the log-determinant that it returns.
 
 Each line shows a measured number after ``≈`` and, on the same line, the bound it must keep; a
 broken bound raises. The number may differ between machines, the bound may not.
@@ -14,7 +14,7 @@ import numpy as np
 from flowjax.bijections import AbstractBijection
 from jaxtyping import Array, ArrayLike
 
-from gauss_flows.check_report import CheckError, Line, Report
+from gauss_flows.check_report import CheckError, Line, Report, show_report
 from gauss_flows.compiling import compiled
 from gauss_flows.validate import Shape, as_floats
 
@@ -63,7 +63,7 @@ def check_bijection(
 
     Returns:
         A report: ``.ok``, ``report["round trip x -> z -> x"]`` and the other figures by name,
-        ``.permutation``, ``.pattern``. In a notebook it shows as a table.
+        ``.permutation``, ``.pattern``. In a notebook the report is shown as a table.
 
     Raises:
         CheckError: If a bound is broken; the message says which and at which point.
@@ -137,7 +137,7 @@ def check_bijection(
     if m < n:
         title += f" (Jacobians at {m:,})"
     report = Report(title, tuple(lines), order, pattern)
-    print(report)
+    show_report(report)
     if not report.ok:
         failed = [str(line) for line in lines if not line.ok]
         error = CheckError("; ".join([title, *failed] + ([worst] if worst else [])))
@@ -272,9 +272,9 @@ def _mask_line(pattern, unchanged, passive) -> Line:
     between = pattern[np.ix_(~passive, ~passive)] & ~np.eye((~passive).sum(), dtype=bool)
     copied, apart = bool(unchanged[passive].all()), not between.any()
     if copied and apart:
-        return Line("mask", "passive copied, active read passive only", None, True)
+        return Line("mask", "passive copied; active depend on passive only", None, True)
     wrong = ([] if copied else ["a passive coordinate changed"]) + (
-        [] if apart else ["an active coordinate reads another"]
+        [] if apart else ["an active coordinate depends on another"]
     )
     return Line("mask", " and ".join(wrong), None, False)
 
@@ -283,6 +283,6 @@ def _order_line(pattern, ranks) -> Line:
     allowed = (ranks[None, :] < ranks[:, None]) | np.eye(len(ranks), dtype=bool)
     later = pattern & ~allowed
     if not later.any():
-        return Line("order", "each reads itself and smaller ranks only", None, True)
+        return Line("order", "each depends on itself and on smaller ranks only", None, True)
     i, j = np.argwhere(later)[0]
-    return Line("order", f"element {i} reads element {j}, which is not before it", None, False)
+    return Line("order", f"element {i} depends on element {j}, which is not before it", None, False)

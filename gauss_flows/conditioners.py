@@ -1,4 +1,4 @@
-"""The second choice: which network predicts the bijector's parameters.
+"""The menu of conditioners: networks that compute the bijector's parameters.
 
 A conditioner is any callable from a vector of ``in_size`` to a vector of ``out_size``; it is never
 inverted. A *factory* ``(in_size, out_size, *, key) -> callable`` makes one, so that a layer can size

@@ -156,7 +156,7 @@ def _take(flat: Array, indices: tuple[int, ...]) -> Array:
 
 
 class AdditiveCoupling(Coupling):
-    r"""A coupling that only shifts, :math:`z_B = x_B + t(x_A)` (NICE): it preserves volume.
+    r"""A coupling that only shifts, :math:`z_B = x_B + b(x_A)` (NICE): it preserves volume.
 
     Args:
         key: Random key for the conditioner.
@@ -181,7 +181,7 @@ class AdditiveCoupling(Coupling):
 
 
 class AffineCoupling(Coupling):
-    r"""A coupling with an affine bijector, :math:`z_B = s(x_A) \odot x_B + t(x_A)` (Real NVP).
+    r"""A coupling with an affine bijector, :math:`z_B = s(x_A) \odot x_B + b(x_A)` (Real NVP).
 
     The scale is :math:`s = \mathrm{softplus}(r_0 + r)`, where :math:`(t, r)` is the conditioner's
     output and softplus(:math:`r_0`) = 1: positive always, 1 for zero output. With a bound b it is
@@ -220,7 +220,7 @@ class AffineCoupling(Coupling):
 
 
 class MixtureGaussianCDFCoupling(Coupling):
-    r"""A coupling whose bijector is :class:`MixtureGaussianCDF`: each map can bend K times.
+    r"""A coupling whose bijector is :class:`MixtureGaussianCDF`: each map has up to K smooth steps.
 
     Args:
         key: Random key for the conditioner.
@@ -255,7 +255,7 @@ class MixtureGaussianCDFCoupling(Coupling):
 
 
 class DeepSigmoidCoupling(Coupling):
-    r"""A coupling whose bijector is :class:`DeepSigmoid`: bends like the mixture, with straight tails.
+    r"""A coupling whose bijector is :class:`DeepSigmoid`: flexible in the centre, linear in the tails.
 
     Args:
         key: Random key for the conditioner.

@@ -14,7 +14,7 @@ from gauss_flows.validate import Given, as_floats
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The error of a training run that met a loss or a gradient that is not finite.
+    """The error of a training run in which a loss or a gradient was not finite.
 
     It is also raised where no validation loss was finite, so that no step can be judged.
 

@@ -187,7 +187,7 @@ def _autoregressive_layer(key, *, shape, conditioner, nn_width, nn_depth, **opti
 
 
 def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
-    r"""An inverse autoregressive flow: the layers of :func:`maf` run the other way, from base to data.
+    r"""An inverse autoregressive flow: the layers of :func:`maf` used from base to data, for fast samples.
 
     Samples, and the density of its own samples, take one pass per layer; the density of other points takes
     one step per layer and coordinate.
@@ -276,7 +276,7 @@ def _residual_layer(key, *, shape, actnorm, **options):
 def gaussianization_flow(
     key: PRNGKeyArray, dim: int, *, layers: int = 8, bijector: AbstractBijection | None = None
 ) -> Transformed:
-    r"""A trainable Gaussianization flow: no network, only maps of single coordinates and rotations in turn.
+    r"""A trainable flow without networks, in which maps of single coordinates alternate with rotations.
 
     An :class:`~gauss_flows.ActNorm`, then layers of :class:`~gauss_flows.MarginalGaussianization` and
     :class:`~gauss_flows.HouseholderRotation` (D reflections, random at first), over a standard normal

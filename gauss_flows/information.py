@@ -79,7 +79,7 @@ def entropy(x: ArrayLike, *, k: int = 4) -> Estimate:
 
 
 def negentropy(x: ArrayLike, *, k: int = 4) -> Estimate:
-    r"""How far a sample is from Gaussian: :math:`J = h(N(m, \Sigma)) - h(x)`, 0 for a Gaussian alone.
+    r"""The entropy below that of a Gaussian, :math:`H(N(m, \Sigma)) - H(x)`; 0 only for a Gaussian.
 
     m and :math:`\Sigma` are the sample's. J is the KL divergence of the density from its best Gaussian.
 
@@ -114,14 +114,14 @@ def negentropy(x: ArrayLike, *, k: int = 4) -> Estimate:
 
 
 def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: int = 4) -> Estimate:
-    r"""What the coordinates tell of one another: :math:`\sum_i h(x_i) - h(x)`, 0 for independent ones alone.
+    r"""The information that the coordinates share, :math:`\sum_i H(x_i) - H(x)`; 0 if they are independent.
 
     The marginal entropies are estimated from spacings. The joint one is, unless it is given, estimated from
     neighbours, and then limits how small a correlation can be seen.
 
     Args:
         x: Sample, shape (n, D) with D at least 2.
-        joint_entropy: h(x) in nats, where it is known: after an invertible map of data of known entropy it is
+        joint_entropy: H(x) in nats, where it is known: after an invertible map of data of known entropy it is
             that entropy plus the mean log-determinant. The standard error then leaves out what is uncertain
             about that mean.
         k: As for :func:`entropy`.

@@ -33,7 +33,7 @@ def data_init(flow: PyTree, x: Float[Array, "n *shape"], condition: Array | None
 
     Args:
         flow: A ``Transformed`` distribution, or a bijection that takes data to latent.
-        x: Data, one row an event, at least two rows.
+        x: Data, one row per event, at least two rows.
         condition: One row for each row of x, for conditional flows.
 
     Returns:
@@ -70,7 +70,7 @@ def warm_start(
     rotation: Literal["pca"] | None = None,
     em_steps: int = 50,
 ) -> PyTree:
-    r"""The same flow, set layer by layer to iterative Gaussianization of the data that reaches each layer.
+    r"""Return the same flow, set layer by layer so that it Gaussianizes the data.
 
     A pure pass, as :func:`~gauss_flows.data_init`, for flows whose bijector is ``MixtureGaussianCDF``:
 

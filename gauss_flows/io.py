@@ -37,7 +37,7 @@ _VERSION = 2  # version 1 had no settings, and could hold neither random keys no
 
 
 def save(path: str | os.PathLike, flow: PyTree) -> None:
-    """Write the arrays and the settings of a flow (or of any pytree) to a file, all or nothing.
+    """Write the arrays and the settings of a flow (or of any pytree) to a file.
 
     The file is written beside its final place and moved there when it is complete, so that a crash
     leaves the old file or the new one. It is a NumPy archive with a header. The header describes the
@@ -76,7 +76,7 @@ def save(path: str | os.PathLike, flow: PyTree) -> None:
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:
-    """Read what :func:`save` wrote into the structure of ``like``.
+    """Read the arrays that :func:`save` wrote into a flow of the same structure.
 
     Args:
         path: The file.

@@ -36,7 +36,7 @@ def set_layers(
 
     Args:
         flow: A distribution, or a bijection that takes data to latent.
-        x: Checked data, one row an event.
+        x: Checked data, one row per event.
         condition: One row for each row of x, or none.
         change: As for :func:`~gauss_flows.layer_walk.walk`; equal functions share a compiled program.
         kinds: The types of the layers.
@@ -105,7 +105,7 @@ def walk(
 
     Args:
         flow: A distribution, or any flowjax bijection.
-        x: Data, one row an event.
+        x: Data, one row per event.
         condition: One row for each row of x, or none.
         change: ``(layer, x, condition, forward) -> (layer, fits)``, a layer of the same structure, and
             whether it could be fitted to x, which is what reaches it.

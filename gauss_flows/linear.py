@@ -1,4 +1,4 @@
-"""Linear maps between the other layers: they mix coordinates at the price of a small product."""
+"""Linear maps between the other layers, which mix the coordinates."""
 
 import equinox as eqx
 import jax
@@ -15,10 +15,10 @@ from gauss_flows.validate import Given, Shape, expect_shape, expect_whole
 class HouseholderRotation(Bijection):
     r"""An orthogonal map, the product of reflections: volume is preserved, log-determinant 0.
 
-    .. math:: z = H_n \cdots H_1 x, \qquad H_i = I - 2\, v_i v_i^\top / \|v_i\|^2.
+    .. math:: z = Q_n \cdots Q_1 x, \qquad Q_i = I - 2\, w_i w_i^\top / \|w_i\|^2.
 
     An even number of reflections is a rotation. D reflections reach every orthogonal matrix; two turn
-    one plane. ``params`` holds the vectors :math:`v_i`, shape (n, D); only their directions matter. They
+    one plane. ``params`` holds the vectors :math:`w_i`, shape (n, D); only their directions matter. They
     start in equal pairs, so an even number starts as the identity; for a random start replace them
     by normal numbers, or give a key.
 

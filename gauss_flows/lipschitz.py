@@ -14,7 +14,7 @@ from gauss_flows.validate import expect_whole
 
 
 class LipschitzMLP(eqx.Module):
-    r"""A network whose outputs never differ by more than L times what its inputs differ by.
+    r"""A network whose outputs differ by at most a given constant times as much as its inputs.
 
     .. math:: h_{k+1} = \sigma_k\big(W_k h_k / \max(1, \|W_k\|_2 / L^{1/n}) + b_k\big), \qquad
               \sigma_k(t) = t\,\mathrm{sigmoid}(\beta_k t) / 1.1,

@@ -1,4 +1,4 @@
-"""How a log-determinant without a closed form is found: exactly, or by a random estimate that needs a key."""
+"""Log-determinants without a closed form: exact ones, and random estimates, which need a key."""
 
 import math
 from typing import Literal, get_args
@@ -22,7 +22,7 @@ _TERMS = {"exact": 0, "hutchinson": 10, "roulette": 4}
 
 
 class LogDet(eqx.Module):
-    """How a layer finds its log-determinant: the method, its number of terms, and its random key."""
+    """The settings by which a layer computes its log-determinant: method, number of terms, random key."""
 
     method: str = eqx.field(static=True)
     terms: int = eqx.field(static=True)
@@ -38,7 +38,7 @@ def log_det_estimate(
     terms: int,
     keep: float | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    r"""One draw of an estimate of log|det(I + J)|, J the Jacobian of a contraction at x.
+    r"""Return one random estimate of log|det(I + J)|, where J is the Jacobian of a contraction at x.
 
     .. math:: \sum_{k=1}^{N} \frac{(-1)^{k+1}}{k\,p_k}\, v^T J^k v, \qquad
               \nabla: \; \sum_{k=0}^{N} \frac{(-1)^k}{p_k}\, v^T J^k (\nabla J)\, v,

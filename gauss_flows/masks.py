@@ -1,4 +1,4 @@
-"""The third choice: a boolean array that says which coordinates are passive (True) and which active."""
+"""The menu of masks: boolean arrays, True where a coordinate is passive and False where it is active."""
 
 import math
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ def random(key: PRNGKeyArray, shape: Shape) -> Mask:
 
 
 def checkerboard(height: int, width: int, channels: int | None = None) -> Mask:
-    """The fields of a board: pixel (i, j) is passive, in all its channels, where i + j is even.
+    """A checkerboard: pixel (i, j) is passive, in all its channels, where i + j is even.
 
     Args:
         height: Rows.
@@ -149,7 +149,7 @@ def flip(mask: Mask) -> Mask:
 
 
 def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
-    r"""Which output can depend on which input after a stack of layers, by their masks alone.
+    r"""Return which outputs can depend on which inputs after a stack of layers, from their masks alone.
 
     In a coupling layer an active element depends on every passive one and on itself, and a passive one
     itself: a boolean matrix. A stack is the boolean product of its layers' matrices,
@@ -158,7 +158,7 @@ def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:
               (R_k)_{ij} = [i = j] \lor (\lnot m_i \land m_j).
 
     Args:
-        masks: One mask a layer, from data to latent, all of one shape; None for a layer that mixes all
+        masks: One mask per layer, from data to latent, all of one shape; None for a layer that mixes all
             elements, such as a rotation (at least one entry must be a mask).
 
     Returns:

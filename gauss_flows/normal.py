@@ -1,4 +1,4 @@
-r"""Tail-safe normal log-CDFs, their inverse, and a solver for monotone equations.
+r"""Logarithms of the normal CDF and of its inverse, accurate in the tails.
 
 Everything here rests on one smooth function, Mills' ratio scaled to the unit interval. With
 :math:`t = c / (c + v)`, :math:`v \ge 0`,
@@ -144,7 +144,7 @@ def _normal_tails_jvp(primals, tangents):
 
 @jax.custom_jvp
 def ndtri_exp(log_p: Array) -> Array:
-    r"""The z with :math:`\log\Phi(z)` = ``log_p``, for ``log_p`` up to :math:`\log\tfrac12`.
+    r"""Return the z with :math:`\log\Phi(z)` = ``log_p``, for ``log_p`` up to :math:`\log\tfrac12`.
 
     Above that the upper tail is the one to work with: see :func:`normal_quantile`.
     """
@@ -168,7 +168,7 @@ def _ndtri_exp_jvp(primals, tangents):
 
 
 def normal_quantile(log_cdf: Array, log_sf: Array) -> Array:
-    r"""The z with :math:`\log\Phi(z)` = ``log_cdf`` and :math:`\log\Phi(-z)` = ``log_sf``.
+    r"""Return the z with :math:`\log\Phi(z)` = ``log_cdf`` and :math:`\log\Phi(-z)` = ``log_sf``.
 
     It works in the smaller of the two tails, so nothing is lost on either side.
 

@@ -129,8 +129,9 @@ class Parametrized(eqx.Module):
     def __call__(self, theta: Float[Array, " P"]) -> AbstractBijection:
         """Return the bijector with parameters ``theta``."""
         ends = np.cumsum([math.prod(shape) for shape in self._shapes])
-        pieces = zip(jnp.split(theta, ends[:-1]), self._shapes, strict=True)
-        parameters = self._parameters.unflatten([part.reshape(shape) for part, shape in pieces])
+        parts = jnp.split(theta, ends[:-1]) if self._shapes else []  # splitting nothing gives one part
+        pieces = [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        parameters = self._parameters.unflatten(pieces)
         return eqx.combine(parameters, self._others.unflatten(unwrap(self._rest)))  # in theta's own precision
 
     def transform(
@@ -151,7 +152,8 @@ def parametrize(bijector: AbstractBijection | Parametrized, *, at_least: int = 0
     parametrized = bijector if isinstance(bijector, Parametrized) else Parametrized(bijector)
     if parametrized.size < at_least:
         raise ValueError(
-            "`bijector` must have a parameter for the network to set; it has none, or only NonTrainable ones."
+            "`bijector` must have a trainable parameter for the network to set, a floating-point array outside"
+            " of NonTrainable; it has none."
         )
     return parametrized
 

@@ -24,7 +24,7 @@ Rotation = Literal["random", "pca"]
 
 @dataclass(frozen=True)
 class RBIGResult:
-    """What :func:`rbig` found.
+    """The result of :func:`rbig`.
 
     Attributes:
         flow: The flow, with as many layers as were best on the held-out rows: an

@@ -20,7 +20,7 @@ ResidualInverse = Literal["newton", "banach"]
 
 
 class Residual(Bijection):
-    r"""Add a contraction to the identity: every coordinate depends on every coordinate.
+    r"""A residual block, :math:`z = x + g(x)` with a contraction g: every output depends on every input.
 
     .. math:: z &= x + g_\phi(x, c), \qquad \|g_\phi(x, c) - g_\phi(x', c)\| \le L \|x - x'\|, \; L < 1, \\
               \log|\det(I + J_g)| &= \sum_{k \ge 1} \frac{(-1)^{k+1}}{k} \mathrm{tr}\, J_g^k.

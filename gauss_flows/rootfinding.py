@@ -23,7 +23,7 @@ def solve_monotone(
     r"""Solve r(x) = 0 for an increasing r inside an exact bracket: Newton, kept safe by bisection.
 
     A step is replaced by a bisection if it leaves the bracket or is longer than half the step
-    before it (without the second rule Newton can cycle forever on a mixture's CDF). The loop
+    before it (without the second rule Newton's method can cycle without end on a mixture's CDF). The loop
     ends with the step that lands within rounding error, which is known before it is taken:
     Newton's next error is about the square of its step over the scale on which the slope
     changes, so a step below :math:`10^{-2}\sqrt{\varepsilon}` of that scale is the last.

@@ -41,7 +41,7 @@ def fit(
     options: FitOptions | None = None,
     **changes: Any,
 ) -> FitResult:
-    r"""Train a flow, and keep the parameters that do best on held-out points.
+    r"""Train a flow, and return the parameters that are best on held-out points.
 
     By default Adam minimizes the negative mean log-likelihood with a one-cycle schedule of the learning rate
     and with gradients clipped by their global norm; the parameters that are kept are an average over about
@@ -120,7 +120,7 @@ def fit_many(
     options: FitOptions | None = None,
     **changes: Any,
 ) -> FitResult:
-    """Train one flow per key, side by side under ``vmap``: five seeds cost one compilation.
+    """Train one flow per key at the same time, so that five seeds need one compilation.
 
     Args:
         keys: Random keys, shape (m,) with m ≥ 1; each makes a flow, a split and its batches.

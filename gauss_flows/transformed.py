@@ -13,7 +13,7 @@ from gauss_flows.validate import as_floats, expect_whole
 
 
 class Transformed(fd.Transformed):
-    r"""flowjax's ``Transformed``, whose plain calls are compiled once and whose NaN stays NaN.
+    r"""A distribution made of a base density and a bijection: flowjax's ``Transformed``, compiled once.
 
     ``flow.log_prob(x)`` and ``flow.sample(key, (n,))`` run as one program, which later calls with the same
     shapes find again. Where a row of x holds NaN its log-density is NaN; flowjax's own class gives

@@ -108,7 +108,7 @@ def test_one_bound_for_all_is_printed_as_it_is():
     assert (line.bound, line.error) == (1.0, None)
 
 
-def test_a_broken_bound_is_shown_in_absolute_terms_whatever_the_columns():
+def test_a_broken_bound_is_shown_in_absolute_terms_for_any_columns():
     with pytest.raises(gf.CheckError, match=r"round trip x -> z -> x   ≈ \d\.\de-02  ≤ 0\.001  FAILED") as e:
         report(columns=(1.0, 1e9), off=(1e-2, 0.0))
     line = e.value.report.lines[0]

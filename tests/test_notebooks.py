@@ -46,9 +46,10 @@ def problems(path: Path) -> list[str]:
             if output.output_type == "error" or output.get("name") == "stderr":
                 found.append(f"{where} stores an error or stderr")
             data = output.get("data", {})
-            if "text/html" in data:
-                found.append(f"{where} stores HTML, in which a measured number is not told from others")
-            for line in (output.get("text", "") + data.get("text/plain", "")).splitlines():
+            html = data.get("text/html", "")
+            if html and not html.startswith('<table class="checks">'):
+                found.append(f"{where} stores HTML other than a table of checks")
+            for line in texts(output):
                 if MEASURED.search(line) and not BOUNDED.search(line):
                     found.append(f"{where}: a measured number without its bound: {line!r}")
             if "image/png" in data:
@@ -56,6 +57,13 @@ def problems(path: Path) -> list[str]:
                 if len(alt) < 40:
                     found.append(f"{where}: a figure without alt text")
     return found
+
+
+def texts(output) -> list[str]:
+    """The lines of an output that a reader sees as text; a table's row is one line."""
+    data = output.get("data", {})
+    rows = [re.sub(r"(<[^>]*>)+", "  ", row).strip() for row in data.get("text/html", "").splitlines()]
+    return [*(output.get("text", "") + data.get("text/plain", "")).splitlines(), *rows]
 
 
 def defines_only(source: str) -> bool:
@@ -119,9 +127,10 @@ def test_a_changed_digit_fails(beginning, tmp_path, old, new):
     changed = 0
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if not changed and old in output.get("text", ""):
-                output["text"] = output["text"].replace(old, new, 1)
-                changed += 1
+            for holder, kind in ((output, "text"), (output.get("data", {}), "text/html")):
+                if not changed and old in holder.get(kind, ""):
+                    holder[kind] = holder[kind].replace(old, new, 1)
+                    changed += 1
     assert changed == 1
     path = tmp_path / "changed.ipynb"
     nbformat.write(notebook, path)
@@ -135,8 +144,10 @@ def test_a_measured_nan_fails(beginning, tmp_path):
     notebook = nbformat.read(beginning, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "text" in output:
-                output["text"] = re.sub(r"≈ [\d.e-]+", "≈ nan", output["text"])
+            for holder in (output, output.get("data", {})):
+                for kind in ("text", "text/plain", "text/html"):
+                    if kind in holder:
+                        holder[kind] = re.sub(r"≈ [\d.e-]+", "≈ nan", holder[kind])
     path = tmp_path / "nan.ipynb"
     nbformat.write(notebook, path)
     assert nbval(path).returncode == 1
@@ -208,10 +219,16 @@ def test_a_measured_number_needs_its_bound(tmp_path):
         ("error  ≈ nan  ≤ 0.1  ok", False),
         ("error  ≈ inf  ≤ 0.1  ok", False),
     ):
-        cell = nbformat.v4.new_code_cell("print(line)")
-        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=line + "\n")]
-        nbformat.write(canonical(nbformat.v4.new_notebook(cells=[cell])), path)
-        assert (problems(path) == []) == good, line
+        cells = "".join(f"<td>{part}</td>" for part in line.split("  "))
+        table = {"text/html": f'<table class="checks">\n<tr>{cells}</tr>\n</table>', "text/plain": ""}
+        for output in (
+            nbformat.v4.new_output("stream", name="stdout", text=line + "\n"),
+            nbformat.v4.new_output("display_data", data=table),
+        ):
+            cell = nbformat.v4.new_code_cell("print(line)")
+            cell.outputs = [output]
+            nbformat.write(canonical(nbformat.v4.new_notebook(cells=[cell])), path)
+            assert (problems(path) == []) == good, output
 
 
 def test_executing_twice_changes_nothing(tmp_path):

@@ -96,5 +96,10 @@ def test_gradients_of_unlimited_parameters_do_not_overflow():
 
 def test_a_bijector_without_parameters_is_named():
     for make in (gf.coupling_flow, gf.maf):
-        with pytest.raises(ValueError, match="`bijector` must have a parameter for the network to set"):
+        with pytest.raises(ValueError, match=r"`bijector` must have a trainable parameter .*; it has none"):
             make(jr.key(0), 2, bijector=fb.Tanh(), **SMALL)
+
+
+def test_a_bijector_without_parameters_acts_on_its_own():
+    layer, x = gf.MarginalGaussianization((3,), bijector=fb.Tanh()), jnp.array([-1.0, 0.5, 2.0])
+    np.testing.assert_allclose(layer.transform(x), jnp.tanh(x), rtol=1e-6)

@@ -55,7 +55,7 @@ def test_rbig_stops_when_nothing_falls_any_more():
 
 
 @pytest.mark.nightly  # the chapter on the warm start shows it of couplings
-def test_a_warm_start_is_rbig_whatever_the_layer():
+def test_a_warm_start_is_rbig_for_every_layer():
     """Marginal layers, pairs of couplings and autoregressive layers with the same rotations: one density."""
     with jax.enable_x64(True):
         x, key = moons(1000), jr.key(0)

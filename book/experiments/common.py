@@ -56,7 +56,7 @@ def divergences(target, flows, x):
 
 
 def parameters(make):
-    """Numbers that training moves in what ``make(key)`` makes; a weight behind a mask is none."""
+    """Count the trainable numbers in what ``make(key)`` makes, without weights that a mask sets to zero."""
     shapes = eqx.filter_eval_shape(make, jr.key(0))  # nothing is computed
     kinds = (MaskedMLP, NonTrainable)
     count = 0

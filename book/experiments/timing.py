@@ -7,10 +7,10 @@ import jax
 
 
 def seconds(functions, rounds=15, budget=10.0, take=statistics.median):
-    """The median (or ``take``) of each one's times, in turn; the first round, which compiles, is not one.
+    """Time the functions in turn and return the median (or ``take``) of each; the first round compiles.
 
-    Each runs once more before it is timed: the threads of another library go on waiting for work for a while
-    after theirs is done, and would slow whoever comes next.
+    Each function runs once more before it is timed: the threads of another library wait for work for a while
+    after theirs is done, and would slow the function that comes next.
 
     After ``budget`` seconds no new round begins, but there are at least three.
     """

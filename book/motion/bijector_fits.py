@@ -82,11 +82,11 @@ def bijector_fits():
         height_ratios=[1.3, 1],
     )
     fig.suptitle(
-        "A straight map makes one bump, a bent one makes two",
+        "An affine map gives one peak, a nonlinear map can give two",
         weight="bold",
         fontsize=11,
     )
-    titles = ("affine: straight", "mixture CDF: bends", "spline: bends")
+    titles = ("affine", "mixture CDF", "spline")
     for (top, below), title in zip(axes.T, titles, strict=True):
         top.plot([-6, 6], [-6, 6], **GAUSS_KW)
         below.plot(x, bumps, color=TRUTH, lw=1.4)
@@ -100,14 +100,14 @@ def bijector_fits():
     stops = [*range(0, len(kept) - 1, 3), len(kept) - 1]
     show = lambda k: ", ".join(f"{name} {max(v[k], 0):.2f}" for name, v in nats.items())
     captions = [
-        f"After {kept[k]} step{'s' if kept[k] > 1 else ''}, nats short of the two bumps: {show(k)}."
+        f"After {kept[k]} step{'s' if kept[k] > 1 else ''}, divergence from the data in nats: {show(k)}."
         for k in stops
     ]
     captions[0] = (
-        "Before training: the identity, or nearly so, and one standard normal bump."
-        f" Nats short of the two bumps: {show(0)}."
+        "Before training all maps are close to the identity, and the density is one standard normal peak."
+        f" Divergence from the data in nats: {show(0)}."
     )
-    captions[-1] += f" No straight map gets below {floor:.2f}."
+    captions[-1] += f" No affine map gets below {floor:.2f} nats."
     movie = Movie(fig, captions, stops=stops, seconds=0.9)
     here = np.abs(np.asarray(x)) <= 4.6
     line = np.asarray(x)[here][::4]

@@ -59,7 +59,7 @@ def change_of_variables():
     style_ax(axes["z"], xlabel="density of $z$", ylabel="$z$")
     style_ax(
         axes["map"],
-        title="The slabs change shape, never area",
+        title="The slabs change shape but not area",
         ylabel="$z = f(x)$",
     )
     style_ax(axes["x"], xlabel="$x$", ylabel="density of $x$")
@@ -69,11 +69,11 @@ def change_of_variables():
 
     stops = list(range(0, frames, 4))
     captions = [
-        f"Map {amounts[k]:.0%} bent: its slope lies between {1 - 0.9 * amounts[k]:.2f} and"
-        f" {1 + 0.3 * amounts[k]:.2f}; every slab below holds a tenth."
+        f"At {amounts[k]:.0%} of the bend, the slope of the map lies between {1 - 0.9 * amounts[k]:.2f} and"
+        f" {1 + 0.3 * amounts[k]:.2f}; every slab below holds a tenth of the probability."
         for k in stops
     ]
-    captions[0] = "The identity: x has the density of z, dashed; every slab holds a tenth."
+    captions[0] = "The identity: x has the density of z, dashed; every slab holds a tenth of the probability."
     movie = Movie(fig, captions, stops=stops, seconds=0.8)
     movie.lines(axes["map"], np.array(guides), "#999999", width=0.9)
     movie.lines(axes["map"], np.array(curves), TRUTH, width=2.4)

@@ -51,7 +51,7 @@ def conditioner():
 
     @jax.jit
     def model(x1, x2):
-        """What the network says, and the log-density of x2 given x1."""
+        """The network's output, and the log-density of x2 given x1."""
         theta = layer.theta(x1[None])[0]
         z, log_slope = jax.vmap(layer.bijector(theta).transform_and_log_det)(x2)
         return theta, norm.logpdf(z) + log_slope
@@ -69,12 +69,12 @@ def conditioner():
     fig = plt.figure(figsize=(7.2, 4.3))
     axes = fig.subplot_mosaic([["data", "theta"], ["data", "density"]], width_ratios=[1.25, 1])
     style_ax(
-        axes["data"], title="The network reads $x_1$ …",
+        axes["data"], title="Input of the network: $x_1$",
         xlabel="$x_1$, passive", ylabel="$x_2$, active",
     )  # fmt: skip
     axes["data"].set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal")
     axes["data"].scatter(*np.asarray(fresh[:1500]).T, s=3, color=MUTED, lw=0, alpha=0.6)
-    style_ax(axes["theta"], title=f"… returns {3 * K} numbers …")
+    style_ax(axes["theta"], title=f"Output: {3 * K} parameters")
     axes["theta"].set(xlim=(-0.7, 3 * K - 0.3), ylim=(-5, 5))  # a few logits go lower
     axes["theta"].axhline(0, color=TRUTH, lw=0.8)
     places = np.arange(3) * K + (K - 1) / 2
@@ -82,7 +82,7 @@ def conditioner():
     axes["theta"].tick_params(axis="x", length=0)
     style_ax(
         axes["density"],
-        title="… and they make this",
+        title="Density of $x_2$ for this $x_1$",
         xlabel="$x_2$",
         ylabel="density, given $x_1$",
     )
@@ -95,7 +95,7 @@ def conditioner():
              sum(a != b for a, b in zip(bumps, others, strict=True)), at_most=0, digits=".0f")  # fmt: skip
     words = {1: "one bump", 2: "two bumps"}
     captions = [
-        f"x₁ = {at[k]:.2f}: the data have {words[n]} in x₂ (black line), and so has the model (orange)."
+        f"x₁ = {at[k]:.2f}: the density of x₂ has {words[n]}, in the data (black) and in the model (orange)."
         for k, n in zip(stops, bumps, strict=True)
     ]
     movie = Movie(fig, captions, stops=stops, still=25, seconds=0.8)

@@ -91,9 +91,9 @@ def coupling_layers():
     right.plot(nats, "o-", color=MUTED, ms=4, lw=1.4)
     right.set(ylim=(0, None), xticks=range(9))
     names = ("first", "second")
-    captions = [f"The data, two spiral arms: {nats[0]:.2f} nats from a standard normal."] + [
-        f"After layer {k} of 8, {names[(k - 1) % 2]} coordinate passive: points moved"
-        f" {('up and down', 'left and right')[(k - 1) % 2]}. {nats[k]:.2f} nats are missing."
+    captions = [f"The data, two spiral arms: {nats[0]:.2f} nats from the standard normal density."] + [
+        f"After layer {k} of 8, {names[(k - 1) % 2]} coordinate passive: the points moved"
+        f" {('up and down', 'left and right')[(k - 1) % 2]}. {nats[k]:.2f} nats remain."
         for k in range(1, 9)
     ]
     movie = Movie(fig, captions, still=3, seconds=1.6)

@@ -93,9 +93,9 @@ def gaussianization():
         "-",
         color=MUTED,
         lw=1.4,
-        label="KL from the standard normal",
+        label="KL divergence from the normal",
     )
-    nats.plot(places, C, "-", color=PASSIVE, lw=1.4, label="total correlation C")
+    nats.plot(places, C, "-", color=PASSIVE, lw=1.4, label="total correlation")
     nats.fill_between(
         places,
         C,
@@ -103,13 +103,13 @@ def gaussianization():
         color=OTHER,
         alpha=0.25,
         lw=0,
-        label="the marginals show, M",
+        label="part in the marginals",
     )
     nats.set(ylim=(0, None))
     nats.legend(loc="upper right")
     style_ax(
         nats,
-        title="Maps spend, rotations refill",
+        title="Only the marginal maps reduce the divergence",
         xlabel="layers",
         ylabel="nats, held-out points",
     )
@@ -122,15 +122,15 @@ def gaussianization():
     sides = np.array([[outline(c[:, 1])[:, ::-1]] for c in clouds])
 
     captions = [
-        f"The data: {missing[0]:.2f} nats from a standard normal, {M[0]:.2f} of them in the marginals."
+        f"The data: {missing[0]:.2f} nats from the standard normal, {M[0]:.2f} of them in the marginals."
     ]
     for i in range(1, layers + 1):
         a, b = 2 * i - 1, 2 * i
         captions += [
-            f"Layer {i} of {layers}, marginal maps: both marginals are bent into normal ones."
-            f" KL falls to {missing[a]:.2f} nats, C stays.",
-            f"Layer {i} of {layers}, rotation: KL stays at {missing[b]:.2f} nats,"
-            f" of which the marginals now show {M[b]:.2f}.",
+            f"Layer {i} of {layers}, marginal maps: both marginals become normal."
+            f" The KL divergence falls to {missing[a]:.2f} nats; the total correlation stays.",
+            f"Layer {i} of {layers}, rotation: the KL divergence stays at {missing[b]:.2f} nats,"
+            f" of which {M[b]:.2f} are now in the marginals.",
         ]
     movie = Movie(fig, captions, stops=stops, still=stops[2], seconds=1.4)
     movie.points(cloud, clouds[:, :shown], round_colours(clouds[0, :shown]))

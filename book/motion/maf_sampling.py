@@ -96,8 +96,8 @@ def maf_sampling():
     fig = plt.figure(figsize=(7.2, 4.3))
     axes = fig.subplot_mosaic([["a"], ["b"], ["c"]], height_ratios=[1, 1, 1.7])
     for name, title in (
-        ("a", "Textbook: one pixel a run"),
-        ("b", "Sweeps: all pixels in every run"),
+        ("a", "Sequential: one pixel per evaluation"),
+        ("b", "Sweeps: all pixels in every evaluation"),
     ):
         axes[name].set_title(title, loc="left")
         axes[name].set(xlim=(0, 89), ylim=(0, 8), aspect="equal")
@@ -107,7 +107,7 @@ def maf_sampling():
         "sweeps": np.append(same.sum(axis=2).mean(axis=1), 64),
     }
     ax = axes["c"]
-    ax.plot(known["textbook"], color=MUTED, lw=1.4, label="textbook")
+    ax.plot(known["textbook"], color=MUTED, lw=1.4, label="sequential")
     ax.plot(known["sweeps"], color=ACTIVE, lw=1.8, label="sweeps")
     ax.axvline(1, color=GOOD, lw=1.4, ls=":")
     ax.annotate("dotted: an IAF needs one run", (25, 6), fontsize=9, color="#00704f")
@@ -120,18 +120,18 @@ def maf_sampling():
     ax.legend(loc="center right")
     style_ax(
         ax,
-        title=f"{done} runs instead of 64, for the same ten images",
-        xlabel="runs of the network",
-        ylabel="pixels settled, of 64",
+        title=f"{done} evaluations instead of 64 give the same images",
+        xlabel="evaluations of the network",
+        ylabel="final pixels, of 64",
     )
 
-    captions = ["No run yet: the textbook knows nothing, the sweeps start from a guess."]
+    captions = ["Before the first evaluation: no pixel for the sequential method, a guess for the sweeps."]
     captions += [
-        f"After run {k}: the textbook knows {k} pixels of 64,"
-        f" the sweeps have settled {int(known['sweeps'][k])}."
+        f"After evaluation {k}: {k} of 64 pixels are final with the sequential method,"
+        f" and {int(known['sweeps'][k])} with the sweeps."
         for k in range(1, 65)
     ]
-    captions.append("Both are done, with the same ten images.")
+    captions.append("Both methods have finished, with the same ten images.")
     movie = Movie(fig, captions, still=8, seconds=0.16, smooth=False)
     movie.cells(axes["a"], tiles(textbook), colours)
     movie.cells(axes["b"], tiles(sweeps), colours)

@@ -69,8 +69,8 @@ def overfitting():
     )
 
     fig, left, right = two_panels(
-        "What the flow has learned so far", "Right of the dots: only memory",
-        "steps", "nats short of the truth", lim=lim,
+        "The density of the flow", "Later steps help only the training points",
+        "steps", "nats below the truth", lim=lim,
     )  # fmt: skip
     left.set(xlabel="", ylabel="", xticks=[], yticks=[])
     for (name, values), colour in zip(short.items(), (PASSIVE, ACTIVE), strict=True):
@@ -86,13 +86,14 @@ def overfitting():
 
     def caption(k):
         start = f"After {kept[k]} step{'s' if kept[k] > 1 else ''}"
-        mine = f"{own[k]:.2f} nats short" if own[k] > 0 else f"{-own[k]:.2f} nats better than the truth"
-        now = f"{mine} on its own points, {other[k]:.2f} short on fresh ones."
+        side = "below" if own[k] > 0 else "above"
+        mine = f"{abs(own[k]):.2f} nats {side} the truth"
+        now = f"{mine} on the training points, {other[k]:.2f} below on fresh points."
         if k == 0:
             return f"Before training, a round normal density: {now}"
         if k == best:
-            return f"{start}, as good as it gets: {now}"
-        return f"{start}: {now}" + (" It knows its own by heart." if k == len(kept) - 1 else "")
+            return f"{start}, the best on fresh points: {now}"
+        return f"{start}: {now}"
 
     stops = sorted({*range(0, len(kept), 4), best, len(kept) - 1})
     movie = Movie(

@@ -51,10 +51,12 @@ def residual_inverse():
     )
     right.set(xticks=range(0, steps + 1, 5), ylim=(None, 3))
     right.legend(loc="upper right")
-    captions = ["The start, x₀ = z: the grid as the block has bent it. Grey: where it came from, the answer."]
+    captions = [
+        "The start, x₀ = z: the grid after the block. Grey: the grid before it, which we want to find."
+    ]
     captions += [
-        f"After step {k}: no point is farther than {error[k]:.3f} from the answer;"
-        f" the bound promised {bound[k]:.3f}."
+        f"After step {k}: no point is farther than {error[k]:.3f} from the solution;"
+        f" the bound is {bound[k]:.3f}."
         for k in range(1, steps + 1)
     ]
     movie = Movie(fig, captions, still=0, seconds=0.7)

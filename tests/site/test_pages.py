@@ -306,7 +306,7 @@ def test_a_chapter_by_keyboard(window, address):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.closest('main') != null")
         assert page.evaluate(marked)
-        solution = page.get_by_text("nothing needs to be exponentiated for it")
+        solution = page.get_by_text("no exponential is needed to compute it")
         assert solution.count() == 1
         assert not solution.is_visible()
         fold = page.locator(".solution", has=solution).locator("button.toggle-button")

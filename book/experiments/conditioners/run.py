@@ -1,9 +1,9 @@
-"""The sweep behind the chapter "Conditioners": too long for a notebook.
+"""The experiment behind the chapter "Conditioners" that takes too long for a notebook.
 
     python -m experiments.conditioners.run            about ten minutes on two quiet cores
 
-It writes fits.csv beside this file, which names the versions, the machine and the date. The
-chapter draws the file and runs one cell of it again.
+It writes fits.csv beside this file. The first line of the table names the versions, the machine and the
+date. The chapter draws the table and repeats one of the runs.
 """
 
 import functools
@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from flowjax.bijections import Invert
-from flowjax.distributions import Normal, Transformed
-from paramax import non_trainable
 
 import gauss_flows as gf
 from experiments.common import mean_log_prob, seconds, write_table
+from gauss_flows.bijection import partition
 
 PASSIVE, NOISE = 6, 0.25
 POINTS, FRESH, STEPS, BATCH, RATE, SEEDS = (
@@ -37,28 +36,28 @@ PARTS = _RNG.standard_normal((64, 4)) / 2
 
 
 def waves(a):
-    """Each mean is a wave across two of the passive coordinates."""
+    """Return four means; each is the sine of the sum of two passive coordinates."""
     return jnp.sin(a[:4] + a[1:5])
 
 
-def crowd(a):
-    """Each mean counts the passive coordinates near one place, whichever they are."""
+def counts(a):
+    """Return four means; each is a smooth count of the passive coordinates near one of four places."""
     places = jnp.array([-1.5, -0.5, 0.5, 1.5], a.dtype)
     return jnp.exp(-0.5 * ((a[:, None] - places) / 0.3) ** 2).sum(axis=0)
 
 
-def chorus(a):
-    """Sixty-four means, all mixed from the same four waves."""
-    tunes = jnp.sin(jnp.asarray(FREQUENCIES, a.dtype) @ a)
-    return jnp.asarray(PARTS, a.dtype) @ tunes
+def shared_waves(a):
+    """Return 64 means, all linear combinations of the same four sines."""
+    sines = jnp.sin(jnp.asarray(FREQUENCIES, a.dtype) @ a)
+    return jnp.asarray(PARTS, a.dtype) @ sines
 
 
-MEANS = {"waves": waves, "crowd": crowd, "chorus": chorus}
-ACTIVE = {"waves": 4, "crowd": 4, "chorus": 64}
+MEANS = {"waves": waves, "counts": counts, "shared_waves": shared_waves}
+ACTIVE = {"waves": 4, "counts": 4, "shared_waves": 64}
 
 
 def target(name):
-    """x_A standard normal, x_B | x_A normal around the means: a density known exactly."""
+    """Return a target of known density: x_A standard normal, and x_B given x_A normal around the means."""
     mean, dim = MEANS[name], PASSIVE + ACTIVE[name]
     constant = dim / 2 * float(np.log(2 * np.pi))
     log_noise = ACTIVE[name] * float(np.log(NOISE))
@@ -78,9 +77,9 @@ def target(name):
 
 
 def factory(kind, width):
-    """Two hidden layers or blocks (attention: one block), silu, the last layer zero.
+    """Return a factory of networks with two hidden layers or blocks (attention: one) and a zero last layer.
 
-    The chapter hands in a factory of its own in place of ``kind``.
+    ``kind`` may also be a factory, which is returned as it is.
     """
     if callable(kind):
         return kind
@@ -93,7 +92,7 @@ KINDS = ("mlp", "resnet", "shared_trunk", "attention")
 
 
 def count(kind, width, n_in, n_out):
-    """Parameters, by the formulas of the chapter's first exercise."""
+    """Return the number of parameters by the formulas of the chapter's first exercise."""
     w = width
     return {
         "mlp": (n_in + 1) * w + (w + 1) * w + (w + 1) * n_out,
@@ -104,7 +103,7 @@ def count(kind, width, n_in, n_out):
 
 
 def widths(kind, n_out):
-    """The widths whose parameters come nearest to those of attention at 8, 16 and 32."""
+    """Return three widths with nearly as many parameters as attention of width 8, 16 and 32."""
     sizes = [count("attention", w, PASSIVE, n_out) for w in (8, 16, 32)]
     choices = range(4, 200, 4 if kind == "attention" else 1)
     miss = lambda size: lambda w: abs(count(kind, w, PASSIVE, n_out) - size)
@@ -112,7 +111,7 @@ def widths(kind, n_out):
 
 
 def layer_flow(key, name, kind, width):
-    """One affine layer: with a perfect conditioner it would be the target."""
+    """Return a flow of one affine coupling layer, which equals the target if its conditioner is exact."""
     dim = PASSIVE + ACTIVE[name]
     layer = gf.AffineCoupling(
         key,
@@ -121,26 +120,26 @@ def layer_flow(key, name, kind, width):
         log_scale_bound=4.0,
         conditioner=factory(kind, width),
     )
-    return Transformed(non_trainable(Normal(jnp.zeros(dim))), Invert(layer))
+    return gf.Transformed(gf.standard_normal(dim), Invert(layer))
 
 
 def points(name, key, n):
-    """Samples in single precision."""
+    """Return n samples of the target of that name."""
     return jax.jit(target(name).sample, static_argnums=1)(key, (n,))
 
 
 @functools.cache
 def data(name):
-    """Training points, and what is judged: points with the truth's mean log-density."""
+    """Return training points, and two sets of test points with their mean log-density under the target."""
     x = points(name, jr.key(0), POINTS)
     fresh = points(name, jr.key(1), FRESH)
     truth = jax.jit(target(name).log_prob)
-    # of one shape, so that they share one compilation
+    # both sets have the same shape, so that one compiled program serves both
     return x, [(part, float(truth(part).mean())) for part in (x[:FRESH], fresh)]
 
 
 def train(name, kind, width, keys):
-    """Nats below the truth on training and on fresh points, one a key."""
+    """Train one flow per key; return the divergences in nats on training points and on fresh points."""
     x, judged = data(name)
     flows = gf.fit_many(
         keys,
@@ -155,12 +154,12 @@ def train(name, kind, width, keys):
 
 
 def step_times(name, sizes):
-    """Milliseconds of one gradient of one flow on 512 points, the median of many taken in turn."""
+    """Return the median time in milliseconds of one gradient of one flow on 512 points."""
     x = points(name, jr.key(2), 512)
     runs = {}
     for kind, width in sizes:
         flow = layer_flow(jr.key(0), name, kind, width)
-        params, static = gf.base.partition(flow)
+        params, static = partition(flow)
         loss = lambda p, static=static: -eqx.combine(p, static).log_prob(x).mean()
         runs[kind, width] = (jax.jit(jax.grad(loss)), params)
     calls = [functools.partial(run, params) for run, params in runs.values()]

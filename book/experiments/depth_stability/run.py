@@ -1,23 +1,25 @@
-"""The experiments behind the chapter "Depth and stability": too long for a notebook.
+"""Run the experiments of the chapter "Depth and stability", which are too long for a notebook.
 
-    python -m experiments.depth_stability.run            both, about twenty minutes on two cores
-    python -m experiments.depth_stability.run depth      (or: stability)
+    python -m experiments.depth_stability.run             all, about twenty minutes on two cores
+    python -m experiments.depth_stability.run gradients   one of them: depth, stability or gradients
 
 Each writes a CSV beside this file, which names the versions, the machine and the date. The chapter
-draws the files and runs one cell of each again.
+draws the tables and repeats a small part of each.
 """
 
 import sys
 import time
 
 import equinox as eqx
+import flowjax.bijections as fb
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 import gauss_flows as gf
-from experiments.common import mean_log_prob, write_table
+from experiments.common import mean_log_prob, parameters, write_table
+from gauss_flows.bijection import partition
 
 TARGET_RAW = gf.targets.spiral()
 TARGET = TARGET_RAW.standardized()
@@ -36,9 +38,16 @@ GUARDS = {  # bound of the log-scale, largest gradient norm, ActNorm, set from d
     "all guards": (2.0, 1.0, True, True),
 }
 
+LARGEST, STACKS = 16, 20  # blocks of a random stack, and the number of stacks of each kind
+COUPLINGS = {  # a class, and whether the last layer of its network starts at zero
+    "affine": (gf.AffineCoupling, False),
+    "spline": (gf.RQSplineCoupling, False),
+    "affine, zero start": (gf.AffineCoupling, True),
+}
+
 
 def training_points():
-    """The points of the document that this chapter answers: NumPy's generator, seed 0."""
+    """Return the 3,000 training points, drawn by NumPy's generator with seed 0."""
     rng = np.random.default_rng(0)
     t = rng.uniform(0.5, 3.5, POINTS)
     arm = (2 * rng.integers(0, 2, POINTS) - 1)[:, None]
@@ -48,11 +57,12 @@ def training_points():
 
 
 def fresh_points():
+    """Return 20,000 points of the spiral that no flow is trained on."""
     return TARGET.sample(jr.key(101), (20_000,))
 
 
 def train_depth(layers, keys):
-    """Spline flows by the package's defaults, one a key: (flows, nats below the data's entropy)."""
+    """Train one spline flow per key; return the flows and their KL estimates on both sets of points."""
     make = lambda key: gf.coupling_flow(key, 2, layers=layers)
     x = training_points()
     flows = gf.fit_many(keys, make, x, steps=STEPS, batch_size=BATCH, progress=False).flow
@@ -64,7 +74,7 @@ def train_depth(layers, keys):
 
 
 def round_trips(flows, scale):
-    """Largest |x - back(z)| over points ``scale`` standard deviations out, relative to |x|; shape (m,)."""
+    """Return each flow's largest relative round-trip error over points ``scale`` standard deviations wide."""
     kind = jnp.result_type(float)
     cast = lambda a: a.astype(kind) if eqx.is_inexact_array(a) else a
     flows = jax.tree.map(cast, flows)
@@ -80,7 +90,7 @@ def round_trips(flows, scale):
 
 
 def train_stack(guard, depth, rates, keys):
-    """Affine stacks in data units under a guard, one a key and rate: the final loss, nan if not finite."""
+    """Train one affine stack per key and rate under a guard; return the final losses, NaN if not finite."""
     bound, clip, actnorm, from_data = GUARDS[guard]
     x = training_points()
 
@@ -103,6 +113,54 @@ def train_stack(guard, depth, rates, keys):
     )
     loss = result.train_loss[:, -20:].mean(axis=1)
     return np.where(result.failed_step >= 0, np.nan, loss)
+
+
+def random_block(key, kind):
+    """Return a random rotation of the plane and two couplings, one for each coordinate."""
+    turn_key, first, second = jr.split(key, 3)
+    layer, zero_last = COUPLINGS[kind]
+    network = gf.conditioners.mlp(24, 2, zero_last=zero_last)
+    coupling = lambda key: layer(key, (2,), conditioner=network)
+    flip = fb.Flip((2,))
+    rotation = gf.HouseholderRotation(2, (2,), key=turn_key)
+    return fb.Chain([rotation, coupling(first), flip, coupling(second), flip])
+
+
+@eqx.filter_jit
+def random_stack(key, kind):
+    """Return sixteen random blocks, stacked; the first of them are the stacks of smaller depths."""
+    return eqx.filter_vmap(lambda key: random_block(key, kind))(jr.split(key, LARGEST))
+
+
+@eqx.filter_jit
+def block_gradients(stack, depth, x):
+    """Return the root mean square of the loss's gradient over the weights of each block, shape (16,).
+
+    The stack consists of the first ``depth`` blocks; the entries of the others are 0. The loop always runs
+    over all sixteen and skips the last ones, so that one compiled program serves all depths.
+    """
+    params, static = partition(stack)  # the trainable numbers, and the rest
+
+    def loss(params):
+        arrays, rest = eqx.partition(eqx.combine(params, static), eqx.is_array)
+
+        def step(carry, layer):
+            points, total, index = carry
+            block = eqx.combine(layer, rest)
+            new, log_det = jax.vmap(block.transform_and_log_det)(points)
+            used = index < depth
+            return (jnp.where(used, new, points), total + jnp.where(used, log_det, 0), index + 1), None
+
+        (z, total, _), _ = jax.lax.scan(step, (x, jnp.zeros(len(x)), 0), arrays)
+        return (0.5 * (z**2).sum(axis=1) - total).mean()  # -log q, up to a constant
+
+    gradients = [g.reshape(LARGEST, -1) for g in jax.tree.leaves(jax.grad(loss)(params))]
+    return jnp.sqrt((jnp.concatenate(gradients, axis=1) ** 2).mean(axis=1))
+
+
+def weights_per_block(kind):
+    """Return the number of trainable numbers of one block."""
+    return parameters(lambda key: random_block(key, kind))
 
 
 def sweep_depth():
@@ -143,9 +201,25 @@ def sweep_stability():
     write_table("depth_stability/guards.csv", ["guard", "depth", "rate", "seed", "loss"], rows)
 
 
+def sweep_gradients():
+    rows = []
+    with jax.enable_x64(True):
+        x = training_points()[:1000].astype(float)
+        for kind in COUPLINGS:
+            for seed in range(STACKS):
+                stack = random_stack(jr.key(seed), kind)
+                for depth in DEPTHS:
+                    rms = np.asarray(block_gradients(stack, jnp.array(depth), x))[:depth]
+                    rows += [[kind, depth, seed, i + 1, f"{v:.6g}"] for i, v in enumerate(rms)]
+            print(kind, f"{weights_per_block(kind)} numbers per block", flush=True)
+    write_table("depth_stability/gradients.csv", ["stack", "depth", "seed", "block", "rms"], rows)
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["depth", "stability"]
+    wanted = sys.argv[1:] or ["depth", "stability", "gradients"]
     if "depth" in wanted:
         sweep_depth()
     if "stability" in wanted:
         sweep_stability()
+    if "gradients" in wanted:
+        sweep_gradients()

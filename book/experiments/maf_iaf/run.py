@@ -1,10 +1,10 @@
-"""The experiments behind the chapter "MAF and IAF": too long for a notebook.
+"""Run the long experiments of the chapter "MAF and IAF".
 
     python -m experiments.maf_iaf.run              all, about half an hour on two cores
     python -m experiments.maf_iaf.run cost         (or: fits, dial, sampling, distill)
 
-Each writes a CSV beside this file, which names the versions, the machine and the date. The chapter
-draws the files and runs one cell again.
+Each experiment writes a table beside this file. Its first line names the versions, the machine and the date.
+The chapter shows the tables and repeats one of the runs.
 """
 
 import sys
@@ -33,7 +33,7 @@ WIDTHS = {2: 32, 4: 32, 8: 32, 16: 32, 32: 64, 64: 128, 128: 256, 256: 512}
 
 
 def targets():
-    """Densities that are known, standardised, by name."""
+    """Return the standardized target densities by name."""
     plane = {
         name: getattr(gf.targets, name)().standardized()
         for name in (
@@ -48,7 +48,7 @@ def targets():
 
 
 def bijector(dim):
-    """Splines in the plane; the funnel's tails reach far beyond any interval, so maps without one there."""
+    """Return a spline in the plane, and for the funnel, with its wide tails, an affine map."""
     return gf.RQSpline() if dim == 2 else gf.bijectors.exp_affine(5.0)
 
 
@@ -61,16 +61,16 @@ def maf(key, dim, width):
 
 
 def matched_width(dim):
-    """The width at which five autoregressive layers have the parameters of eight couplings."""
+    """Return the width that gives five autoregressive layers the parameters of eight couplings."""
     aim = parameters(lambda key: coupling(key, dim))
     gap = lambda width: abs(parameters(lambda key: maf(key, dim, width)) - aim)
     return min(range(40, 140), key=gap)
 
 
 def chain(dim, noise=0.3):
-    """A target that an autoregressive layer with affine maps can be, and one with fewer passes not.
+    """Return a target that one affine autoregressive layer represents exactly in the natural order.
 
-    x_1 is standard normal, x_i = 1.5 cos(1.5 x_{i-1}) + noise e_i.
+    x_1 is standard normal, and x_i = 1.5 cos(1.5 x_{i-1}) + noise e_i with standard normal e_i.
     """
 
     def log_density(x):
@@ -91,7 +91,7 @@ def chain(dim, noise=0.3):
 
 
 def train(make, target, seeds=SEEDS, **options):
-    """(flows, KL on fresh points of each, seconds)."""
+    """Train one flow per seed; return the flows, the KL of each on fresh points, and the seconds."""
     x = target.sample(jr.key(100), (POINTS,))
     fresh = target.sample(jr.key(101), (FRESH,))
     keys = jr.split(jr.key(0), SEEDS)[:seeds]
@@ -103,7 +103,7 @@ def train(make, target, seeds=SEEDS, **options):
 
 
 def sweep_cost():
-    """One affine layer: time of the pass and of the three inverses, against D, at a batch of 256."""
+    """Time one evaluation and the three inverses of an affine layer for several D, in batches of 256."""
     rows = []
     for dim, width in WIDTHS.items():
         x = jr.normal(jr.key(1), (256, dim))
@@ -146,7 +146,7 @@ def sweep_cost():
 
 
 def sweep_fits():
-    """MAF against a coupling flow of as many parameters, on every target."""
+    """Train a MAF and a coupling flow with as many parameters on every target."""
     rows = []
     for name, target in targets().items():
         dim = target.shape[0]
@@ -169,7 +169,7 @@ def sweep_fits():
 
 
 def one_layer(key, dim, passes):
-    """One affine autoregressive layer over a standard normal, in C order."""
+    """Return a flow of one affine autoregressive layer with the given number of ranks."""
     layer = gf.MaskedAutoregressive(
         key,
         shape=(dim,),
@@ -181,7 +181,7 @@ def one_layer(key, dim, passes):
 
 
 def sweep_dial():
-    """One affine layer on the chain of eight, from a coupling (2 passes) to all (8)."""
+    """Train one affine layer on the chain of eight coordinates, with 2 (a coupling) to 8 ranks."""
     target, rows = chain(8), []
     for passes in (2, 3, 4, 6, 8):
         make = lambda key, passes=passes: one_layer(key, 8, passes)
@@ -192,7 +192,7 @@ def sweep_dial():
 
 
 def sweep_sampling():
-    """Time of 1,000 samples from five spline layers."""
+    """Time 1,000 samples from five spline layers."""
     rows = []
     for dim, width in ((2, 64), (64, 128)):
 
@@ -218,14 +218,14 @@ def sweep_sampling():
 
 
 def kl_between(p, q):
-    """KL(p || q) on 20,000 samples of p."""
+    """Return KL(p || q), estimated on 20,000 samples of p."""
     x = eqx.filter_jit(lambda f: f.sample(jr.key(11), (FRESH,)))(p)
     ratio = eqx.filter_jit(lambda p, q, x: (p.log_prob(x) - q.log_prob(x)).mean())
     return float(ratio(p, q, x))
 
 
 def sweep_distill():
-    """A MAF trained on the two moons, and an IAF that it teaches, by either loss."""
+    """Train a MAF on the two moons and distill it into an IAF, with either loss."""
     target, rows = targets()["two_moons"], []
     x = target.sample(jr.key(100), (POINTS,))
     for seed in range(3):

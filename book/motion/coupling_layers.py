@@ -84,7 +84,7 @@ def coupling_layers():
     ), at_most=0)  # fmt: skip
 
     fig, left, right = two_panels(
-        "Each layer moves along one axis only", "What is missing shrinks",
+        "Each layer moves along one axis only", "The divergence falls",
         "layers", "KL from the standard normal [nats]",
     )  # fmt: skip
     reference_circles(left)

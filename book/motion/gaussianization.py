@@ -109,7 +109,7 @@ def gaussianization():
     nats.legend(loc="upper right")
     style_ax(
         nats,
-        title="Only the marginal maps reduce the divergence",
+        title="Only the maps reduce the KL",
         xlabel="layers",
         ylabel="nats, held-out points",
     )

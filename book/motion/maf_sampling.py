@@ -110,7 +110,7 @@ def maf_sampling():
     ax.plot(known["textbook"], color=MUTED, lw=1.4, label="sequential")
     ax.plot(known["sweeps"], color=ACTIVE, lw=1.8, label="sweeps")
     ax.axvline(1, color=GOOD, lw=1.4, ls=":")
-    ax.annotate("dotted: an IAF needs one run", (25, 6), fontsize=9, color="#00704f")
+    ax.annotate("dotted: an IAF needs one evaluation", (25, 6), fontsize=9, color="#00704f")
     ax.set(
         xlim=(0, 65),
         ylim=(0, 68),

@@ -69,7 +69,7 @@ def overfitting():
     )
 
     fig, left, right = two_panels(
-        "The density of the flow", "Later steps help only the training points",
+        "The density of the flow", "Later steps overfit",
         "steps", "nats below the truth", lim=lim,
     )  # fmt: skip
     left.set(xlabel="", ylabel="", xticks=[], yticks=[])

@@ -108,7 +108,7 @@ def test_the_first_cell_installs_and_fetches_what_is_missing(wheel, tmp_path):
     assert run("import gauss_flows").returncode == 1
     first = run(notebook.cells[0].source)
     assert first.returncode == 0, first.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["_style.py", "experiments"]
+    assert sorted(path.name for path in folder.iterdir()) == ["_style.py", "exercises", "experiments"]
     code = (
         "import gauss_flows, _style; print(gauss_flows.__file__); from experiments.common import read_table"
     )

@@ -332,8 +332,9 @@ MOVIES = sorted(p.stem for p in MOTION.glob("*.js"))
 
 
 def page_of(movie):
-    """The one page that shows a moving figure."""
+    """The page that shows a moving figure; the introduction shows one that a chapter shows too."""
     found = [name for name in PAGES if f'data-motion="{movie}"' in (SITE / name).read_text()]
+    found = [name for name in found if name != "book/intro.html"]
     assert len(found) == 1, f"{movie} is on {len(found)} pages"
     return found[0]
 

@@ -214,14 +214,16 @@ def check(
     unit: str = "",
     digits: str = ".1e",
 ) -> None:
-    """Print one measured number beside its bound, and raise an error if the bound is broken.
+    """Show one measured number beside its bound, and raise an error if the bound is broken.
+
+    It is printed, or in a notebook displayed as a table; :func:`check_table` shows several in one.
 
     Args:
         label: What was measured.
         value: One number.
         at_most: Upper bound, inclusive.
         at_least: Lower bound, inclusive. At least one of the two must be given.
-        unit: Printed after the number.
+        unit: Shown after the number.
         digits: Format of the number.
 
     Raises:
@@ -244,7 +246,7 @@ def check(
     row = Row(label, number(measured, digits, unit), bounds(at_least, at_most), ok)
     table = _OPEN.get()
     if table is None:
-        print(row)
+        _show(Table([("", [row])]))
     else:
         table.add("", [row])
     if not ok:

@@ -98,3 +98,5 @@ def test_a_notebook_shows_one_table_with_a_row_per_claim(monkeypatch):
     report = gf.check_bijection(Linear(DOUBLE), np.zeros(2, np.float32))
     assert shown[1] is report
     assert "Linear, event (2,)" in report._repr_html_()
+    gf.check("alone < 2", 1, at_most=1, digits=".0f")
+    assert '<th scope="row">alone &lt; 2</th>' in shown[2]._repr_html_()

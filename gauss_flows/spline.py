@@ -41,7 +41,8 @@ def _bin_root(eta: Array, s: Array, d0: Array, d1: Array) -> Array:
     a, b, c = s - d0 + bend, d0 - bend, -s * eta
     # Rounding must not push the discriminant below zero, where it has no root.
     root = jnp.sqrt(jnp.maximum(b * b - 4 * a * c, jnp.finfo(eta.dtype).tiny))
-    xi = 2 * c / (-b - root)
+    # Of the two forms of the root, the one that adds numbers of the same sign: where b < 0, a > s > 0.
+    xi = jnp.where(b < 0, root - b, 2 * c) / jnp.where(b < 0, 2 * a, -b - root)
     # Inside a scan JAX can forget the rule below; then a clip would halve the derivative at the knots.
     return xi + lax.stop_gradient(jnp.clip(xi, 0, 1) - xi)
 

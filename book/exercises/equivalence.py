@@ -40,5 +40,5 @@ def grade_kernel(kernel):
     if near(got / len(z), expected):
         return "This is the sum over the points, and the mean is needed."
     if near(got[0], expected[0]):
-        return "The row of the log-scale is wrong: differentiate the loss by it once more."
-    return "The row of the shift is wrong: differentiate the loss by it once more."
+        return "The row of the log-scale is wrong: check the derivative of the loss with respect to it."
+    return "The row of the shift is wrong: check the derivative of the loss with respect to it."

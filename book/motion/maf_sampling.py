@@ -26,7 +26,7 @@ from motion.movie import Movie
 
 
 def maf_sampling():
-    """Ten digits drawn from one MAF layer, by the textbook and by sweeps of all pixels."""
+    """Draw ten digits from one MAF layer, by the sequential inverse and by sweeps of all pixels."""
     images, labels = load_digits().images.astype(int), load_digits().target
     table = digits.pixel_table(images)
     scores = jax.jit(lambda key: digits.to_normal(table, images, key)[0])
@@ -56,34 +56,33 @@ def maf_sampling():
         guesses.append(sweep(layer, guesses[-1], z, classes))
     exact = batch(lambda layer, z, c: layer.inverse(z, c))(layer, z, classes)
     gap = jnp.abs(guesses[-1] - exact).max()
-    gf.check("64 sweeps - the incremental inverse", gap, at_most=1e-4)
+    gf.check("64 sweeps minus the incremental inverse", gap, at_most=1e-4)
 
-    def grey(v):
-        """Level of each pixel, 0 to 16."""
+    def gray(v):
+        """Return the gray level of each pixel, 0 to 16."""
         ends = table.cumsum(axis=-1).reshape(64, 17)
         above = np.asarray(norm.cdf(v))[..., None] > ends
         return np.minimum(above.sum(axis=-1), 16)
 
-    levels = np.stack([grey(v) for v in guesses])  # (65, 10, 64)
+    levels = np.stack([gray(v) for v in guesses])  # (65, 10, 64)
     final = levels[-1]
-    # Settled: this sweep and all later ones leave the level as it is in the end.
+    # Final: neither this sweep nor a later one changes the level.
     backwards = (levels == final[None])[::-1]
     same = np.logical_and.accumulate(backwards, axis=0)[::-1]
     done = int(np.argmax(same.all(axis=(1, 2))))
-    gf.check("sweeps until every pixel stays", done, at_most=32, digits=".0f")
+    gf.check("number of sweeps after which no pixel changes", done, at_most=32, digits=".0f")
 
     def ramp(*ends):
         shades = LinearSegmentedColormap.from_list("", ends)
         return [to_hex(shades(level / 16)) for level in range(17)]
 
-    # Grey is settled, orange computed now and not settled yet, pale blue unknown.
-    none, unknown, now, settled, moving = 0, 1, 2, 3, 20
-    colours = ["", "#dbe4ea", ACTIVE, *ramp("#ffffff", "#111111")]
+    # Gray pixels are final, orange ones still change, pale blue ones have no value yet.
+    none, unknown, settled, moving = 0, 1, 2, 19
+    colours = ["", "#dbe4ea", *ramp("#ffffff", "#111111")]
     colours += ramp("#fdf3dc", "#c47f00")
     run, pixel = np.arange(66)[:, None, None], np.arange(64)
-    # After run k the textbook has the first k pixels as they are in the end.
-    textbook = np.where(pixel < run - 1, settled + final[None], unknown)
-    textbook[np.broadcast_to(pixel == run - 1, textbook.shape)] = now
+    # After evaluation k the first k pixels of the sequential method are final.
+    textbook = np.where(pixel < run, settled + final[None], unknown)
     sweeps = levels + np.where(same, settled, moving)
     sweeps = np.concatenate([sweeps, sweeps[-1:]])
 
@@ -122,13 +121,16 @@ def maf_sampling():
         ax,
         title=f"{done} evaluations instead of 64 give the same images",
         xlabel="evaluations of the network",
-        ylabel="final pixels, of 64",
+        ylabel="final pixels (of 64)",
     )
 
-    captions = ["Before the first evaluation: no pixel for the sequential method, a guess for the sweeps."]
+    captions = [
+        "Before the first evaluation: the sequential method has no pixel,"
+        " and the sweeps have a guess, each pixel's median."
+    ]
     captions += [
-        f"After evaluation {k}: {k} of 64 pixels are final with the sequential method,"
-        f" and {int(known['sweeps'][k])} with the sweeps."
+        f"After evaluation {k}: pixels that are final, of 64: {k} with the sequential method,"
+        f" and on average {known['sweeps'][k]:.1f} with the sweeps."
         for k in range(1, 65)
     ]
     captions.append("Both methods have finished, with the same ten images.")

@@ -3,18 +3,15 @@
 import contextlib
 import csv
 import functools
-import http.server
 import itertools
-import os
 import re
-import shutil
-import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
 import numpy as np
 import pytest
+from browser import opened, script
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
@@ -22,7 +19,6 @@ PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.glob("book/*.html"))
 MADE = ["genindex.html", "search.html"]  # by Sphinx, from no source
 TIMES = ROOT / "book" / "running_times.csv"
 CHAPTERS = [Path(p).stem for p in PAGES if (ROOT / p).with_suffix(".ipynb").is_file()]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Page(HTMLParser):
@@ -171,68 +167,10 @@ def test_colours_survive_colour_blindness(blindness):
 # --- in the browser -----------------------------------------------------------------------------
 
 
-def browser_path() -> str | None:
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-@pytest.fixture(scope="module")
-def window():
-    """A browser that finds no host but this one, and that keeps what it loaded for the next page."""
-    if browser_path() is None:
-        pytest.skip(f"no browser found: install one of {', '.join(BROWSERS)}, or set CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    flags.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=flags)
-        yield chromium.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def address():
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(SITE))
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}/"
-        server.shutdown()
-
-
-@contextlib.contextmanager
-def opened(window, address, name, scheme="light"):
-    """A page with its formulas set; every request to another host and every complaint is noted."""
-    page = window.new_page()
-    page.outside, page.complaints = [], []
-    inside = (address, "data:", "blob:")
-    page.on("request", lambda r: None if r.url.startswith(inside) else page.outside.append(r.url))
-    page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("requestfailed", lambda r: page.complaints.append(f"failed: {r.url}"))
-    page.on("response", lambda r: page.complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-    page.emulate_media(color_scheme=scheme)
-    page.goto(address + name, wait_until="load")
-    page.wait_for_function("!document.querySelector('.math') || window.MathJax?.startup?.promise")
-    page.evaluate("window.MathJax?.startup?.promise")
-    try:
-        yield page
-    finally:
-        page.close()
-
-
 def switch(page, scheme):
     """What the reader's system asks for changes while the page is open."""
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function("scheme => document.documentElement.dataset.theme == scheme", arg=scheme)
-
-
-def script(name):
-    """A function in JavaScript, from the file beside this one."""
-    return (Path(__file__).parent / f"{name}.js").read_text()
 
 
 CONTRAST = script("contrast")

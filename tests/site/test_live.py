@@ -353,7 +353,8 @@ def test_the_checks_tell_right_settings_from_wrong_ones(window, address, name, s
                 page.get_by_role("button", name=label, exact=True).click()
             elif control.evaluate("e => e.tagName") == "SELECT":
                 options = control.locator("option").evaluate_all("all => all.map((o) => [o.value, o.text])")
-                (chosen,) = [v for v, text in options if value in (v, text) or text.startswith((f"{value} ", f"{value},"))]
+                begins = (f"{value} ", f"{value},")
+                (chosen,) = [v for v, text in options if value in (v, text) or text.startswith(begins)]
                 control.select_option(chosen)
             else:
                 control.fill(value)

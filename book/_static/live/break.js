@@ -70,10 +70,10 @@
     return flow;
   }
 
-  /** A square grid of points, 12 by 12. */
+  /** A square grid of points, 9 by 9. */
   function points() {
-    const rows = new Float64Array(2 * 144);
-    for (let i = 0; i < 144; i++) rows.set([(i % 12) / 5.5 - 1, Math.floor(i / 12) / 5.5 - 1].map((v) => HALF * v), 2 * i);
+    const rows = new Float64Array(2 * 81);
+    for (let i = 0; i < 81; i++) rows.set([(i % 9) / 4 - 1, Math.floor(i / 9) / 4 - 1].map((v) => HALF * v), 2 * i);
     return rows;
   }
 

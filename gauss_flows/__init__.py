@@ -23,6 +23,7 @@ from gauss_flows.bijection import Bijection, Scan, standard_normal
 from gauss_flows.bijectors import Affine
 from gauss_flows.check_report import CheckError, Report, check, check_table
 from gauss_flows.checks import check_bijection
+from gauss_flows.continuous import FlowODE, density_error
 from gauss_flows.coupling import (
     AdditiveCoupling,
     AffineCoupling,
@@ -35,7 +36,15 @@ from gauss_flows.deprecated import old_module
 from gauss_flows.distill import distill
 from gauss_flows.fit_options import FitOptions
 from gauss_flows.fit_result import FitResult, NonFiniteLoss
-from gauss_flows.flows import coupling_flow, gaussianization_flow, iaf, maf, residual_flow
+from gauss_flows.flow_matching import flow_matching, reflow
+from gauss_flows.flows import (
+    continuous_flow,
+    coupling_flow,
+    gaussianization_flow,
+    iaf,
+    maf,
+    residual_flow,
+)
 from gauss_flows.information import entropy, kl_divergence, negentropy, total_correlation
 from gauss_flows.initialize import data_init, warm_start
 from gauss_flows.io import load, save
@@ -67,6 +76,7 @@ __all__ = [
     "DeepSigmoidCoupling",
     "FitOptions",
     "FitResult",
+    "FlowODE",
     "HouseholderRotation",
     "LULinear",
     "LipschitzMLP",
@@ -89,14 +99,17 @@ __all__ = [
     "check_table",
     "checks",
     "conditioners",
+    "continuous_flow",
     "coupling",
     "coupling_flow",
     "data_init",
+    "density_error",
     "distill",
     "entropy",
     "estimate_log_prob",
     "fit",
     "fit_many",
+    "flow_matching",
     "gaussianization_flow",
     "iaf",
     "information",
@@ -109,6 +122,7 @@ __all__ = [
     "normal",
     "rbig",
     "reachability",
+    "reflow",
     "residual",
     "residual_flow",
     "rootfinding",

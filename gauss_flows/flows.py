@@ -12,6 +12,7 @@ from gauss_flows.actnorm import ActNorm
 from gauss_flows.autoregressive import AutoregressiveInverse, MaskedAutoregressive
 from gauss_flows.bijection import Scan, stack, standard_normal
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
+from gauss_flows.continuous import FlowODE
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.log_det import LogDetMethod
@@ -318,3 +319,58 @@ def gaussianization_of(dim: int, layers: PyTree, first: ActNorm) -> Transformed:
     """Return the flow of a first standardization and stacked layers, which may be None."""
     parts = [first] if layers is None else [first, Scan(layers)]
     return Transformed(standard_normal(dim), Invert(Chain(parts)))
+
+
+def continuous_flow(
+    key: PRNGKeyArray,
+    dim: int,
+    *,
+    cond_dim: int | None = None,
+    conditioner: ConditionerFactory | None = None,
+    nn_width: int = 64,
+    nn_depth: int = 3,
+    solver: str = "rk4",
+    steps: int = 32,
+    tolerance: float = 1e-6,
+    log_det: str = "exact",
+    terms: int | None = None,
+) -> Transformed:
+    r"""A continuous flow: a standard normal base carried to the data by one :class:`~gauss_flows.FlowODE`.
+
+    Train it with ``gf.fit(..., loss=gf.flow_matching())``, which needs no solver. The default loss, the
+    likelihood, solves the equation for each batch, and takes several hundred times as long per step.
+
+    Args:
+        key: Random key.
+        dim: D, at least 1.
+        cond_dim: Size of an external condition. Default: none.
+        conditioner: As for :class:`~gauss_flows.FlowODE`.
+        nn_width: Hidden units of the default network.
+        nn_depth: Its hidden layers.
+        solver: As for :class:`~gauss_flows.FlowODE`.
+        steps: As for :class:`~gauss_flows.FlowODE`. The default evaluates the velocity 128 times.
+        tolerance: As for :class:`~gauss_flows.FlowODE`.
+        log_det: As for :class:`~gauss_flows.FlowODE`.
+        terms: As for :class:`~gauss_flows.FlowODE`.
+
+    Returns:
+        A flowjax ``Transformed``; data to latent is ``flow.bijection.inverse``.
+
+    Raises:
+        ValueError: If an argument does not fit.
+
+    Source:
+        Chen et al., "Neural ordinary differential equations" (NeurIPS 2018); Lipman et al., "Flow matching
+        for generative modeling" (ICLR 2023).
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> gf.continuous_flow(jr.key(0), 3).log_prob(jnp.zeros((4, 3))).shape
+        (4,)
+    """
+    base = standard_normal(dim)
+    ode = FlowODE(
+        key, base.shape, cond_dim=cond_dim, conditioner=conditioner, nn_width=nn_width, nn_depth=nn_depth,
+        solver=solver, steps=steps, tolerance=tolerance, log_det=log_det, terms=terms,
+    )  # fmt: skip
+    return Transformed(base, ode)

@@ -1,7 +1,8 @@
 """Log-determinants without a closed form: exact ones, and random estimates, which need a key."""
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -98,17 +99,27 @@ def log_det_estimate(
     return value + slope - lax.stop_gradient(slope), last.astype(int)
 
 
-def choose_log_det(size: int, method: str, terms: int | None) -> LogDet:
-    """Return the way to the log-determinant of an event of some size, without a key."""
-    if method not in get_args(LogDetMethod):
-        raise ValueError(f"`log_det` must be one of {get_args(LogDetMethod)}; got {method!r}.")
+def choose_log_det(
+    size: int, method: str, terms: int | None, default_terms: Mapping[str, int] = _TERMS
+) -> LogDet:
+    """Return the way to the log-determinant of an event of some size, without a key.
+
+    Args:
+        size: Number of elements of the event.
+        method: One of the methods that the layer has.
+        terms: Number of terms, None for the default.
+        default_terms: The layer's methods, and the default number of terms of each.
+    """
+    if method not in default_terms:
+        raise ValueError(f"`log_det` must be one of {tuple(default_terms)}; got {method!r}.")
     if method == "exact" and size > EXACT_LIMIT:
+        others = " or ".join(repr(name) for name in default_terms if name != "exact")
         raise ValueError(
-            f"`log_det` must be 'hutchinson' or 'roulette' for an event of {size} elements (more than "
-            f"{EXACT_LIMIT}); got 'exact'."
+            f"`log_det` must be {others} for an event of {size} elements (more than {EXACT_LIMIT}); got "
+            "'exact'."
         )
     if terms is None:
-        terms = _TERMS[method]
+        terms = default_terms[method]
     return LogDet(method, expect_whole("terms", terms, int(method == "hutchinson")), None)
 
 
@@ -130,16 +141,16 @@ def with_log_det(
     terms: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> PyTree:
-    """Return the flow with another log-determinant in its residual blocks, or with a random key for it.
+    """Return the flow with another log-determinant in its layers without a closed form, or with a key for it.
 
     With a key a flow of "hutchinson" or "roulette" gives estimates, the same noise for every point (for noise
     of its own for each point see :func:`estimate_log_prob`), and it gives samples, which do not depend on the
     key. Without one both are refused.
 
     Args:
-        flow: A flow or bijection with :class:`Residual` blocks.
-        log_det: "exact", "hutchinson" or "roulette". Default: as it is.
-        terms: As for :class:`Residual`. Default: as it is, or that of a new ``log_det``.
+        flow: A flow or bijection with :class:`Residual` blocks or :class:`FlowODE` layers.
+        log_det: "exact", "hutchinson" or, for residual blocks, "roulette". Default: as it is.
+        terms: As for :class:`Residual` and :class:`FlowODE`. Default: as it is, or that of a new ``log_det``.
         key: Random key; each block gets one of its own. Default: none.
 
     Returns:
@@ -164,7 +175,7 @@ def with_log_det(
         method, wanted = log_det or node.log_det.method, terms
         if wanted is None and method == node.log_det.method:
             wanted = node.log_det.terms
-        new = choose_log_det(math.prod(node.shape), method, wanted)
+        new = choose_log_det(math.prod(node.shape), method, wanted, getattr(node, "log_det_terms", _TERMS))
         if key is not None:
             own, stack = jr.fold_in(key, count), node.stack_shape
             new = LogDet(new.method, new.terms, jr.split(own, stack) if stack else own)
@@ -172,7 +183,7 @@ def with_log_det(
 
     changed = jax.tree.map(change, flow, is_leaf=_is_block)
     if count == 0:
-        raise ValueError(f"`flow` must hold a Residual block; got {type(flow).__name__}.")
+        raise ValueError(f"`flow` must hold a Residual block or a FlowODE; got {type(flow).__name__}.")
     return changed
 
 
@@ -184,7 +195,7 @@ def estimate_log_prob(
     This is what :func:`~gauss_flows.fit` maximises for a flow with "hutchinson" or "roulette".
 
     Args:
-        flow: A flowjax ``Transformed`` with :class:`Residual` blocks.
+        flow: A flowjax ``Transformed`` with :class:`Residual` blocks or :class:`FlowODE` layers.
         x: Points.
         key: Random key.
         condition: One row for each point, for conditional flows.

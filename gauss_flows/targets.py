@@ -112,7 +112,8 @@ def _mixture(means, scales, weights, sampler=None, recipe=None) -> Target:
 
     if recipe is None:
         recipe = ("mixture", *(tuple(np.ravel(array).tolist()) for array in (means, scales, weights)), dim)
-    return Target((dim,), log_density, sampler or from_components, (mean, std), entropy, recipe)
+    components = (means, scales, weights)
+    return Target((dim,), log_density, sampler or from_components, (mean, std), entropy, recipe, components)
 
 
 def _curves(points, start, stop, max_speed, noise, name) -> Target:

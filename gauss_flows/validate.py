@@ -119,12 +119,12 @@ def expect_rows(x: Given, shape: Shape, at_least: int, dtype: DTypeLike | None =
     return _cast("x", rows, dtype)
 
 
-def expect_data(flow: PyTree, x: Given, condition: Given) -> tuple[Array, Array | None]:
-    """Return what a flow learns from: two rows or more, and a condition for each where it takes one."""
+def expect_data(flow: PyTree, x: Given, condition: Given, at_least: int = 2) -> tuple[Array, Array | None]:
+    """Return what a flow learns from: so many rows or more, and a condition for each where it takes one."""
     known = hasattr(flow, "shape") and hasattr(flow, "cond_shape")
     if not known:
         raise ValueError(f"`flow` must be a flowjax distribution or bijection; got {type(flow).__name__}.")
-    rows = expect_rows(x, flow.shape, 2)
+    rows = expect_rows(x, flow.shape, at_least)
     if flow.cond_shape is None:
         if condition is not None:
             raise ValueError(

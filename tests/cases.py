@@ -19,6 +19,7 @@ class Case:
     cond_dim: int | None = None
     pattern: np.ndarray | None = None  # entries of the flat Jacobian that may differ from 0
     far: tuple[float, ...] = field(default=(10.0, 30.0))  # standard deviations
+    error: float = 0.0  # that a solver leaves, in units of |x| or of the log-determinant
 
 
 def coupling_pattern(mask) -> np.ndarray:
@@ -211,6 +212,12 @@ CASES: dict[str, Case] = {
             gf.Residual(k, shape=(2, 2), lipschitz=0.5, nn_width=8, nn_depth=1, inverse="banach")
         ),
         (2, 2),
+    ),
+    "FlowODE": Case(
+        lambda k: gf.FlowODE(k, (3,), cond_dim=2, nn_width=8, nn_depth=1), (3,), cond_dim=2, error=1e-6
+    ),
+    "FlowODE, rank 2": Case(
+        lambda k: gf.FlowODE(k, (2, 2), nn_width=8, solver="heun", steps=64), (2, 2), error=1e-4
     ),
 }
 

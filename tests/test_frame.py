@@ -24,14 +24,14 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "validate compiling deprecated",
-            "bijection moments normal rootfinding fit_options masks made",
+            "bijection moments normal rootfinding fit_options masks made ode_solver",
             "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk",
-            "bijectors mixtures spline incremental",
-            "coupling autoregressive residual marginal",
+            "bijectors mixtures spline incremental velocity",
+            "coupling autoregressive residual marginal continuous",
             "flows initialize fit_result",
             "rbig fit_loop",
             "train",
-            "distill",
+            "distill flow_matching",
         )
     )
     for name in names.split()

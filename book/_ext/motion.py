@@ -93,7 +93,7 @@ def visit(translator, node):
 
 def depart(translator, node):
     translator.body.append(
-        "<noscript><p>This figure moves where JavaScript runs.</p></noscript></figcaption></figure>\n"
+        "<noscript><p>With JavaScript this figure moves.</p></noscript></figcaption></figure>\n"
     )
 
 

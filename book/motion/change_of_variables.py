@@ -16,7 +16,7 @@ from motion.movie import Movie
 
 
 def change_of_variables():
-    """The chapter's wave, turned up from the identity; ten slabs of a tenth each."""
+    """The chapter's wave, turned up from the identity; ten strips of a tenth each."""
     frames, end = 33, 4.0
     amounts = np.linspace(0, 1, frames)
     wave = lambda x: 0.7 * x - 0.3 * np.sin(2 * x)
@@ -26,7 +26,7 @@ def change_of_variables():
     line = np.linspace(-end, end, 241)
     fine = np.linspace(-9, 9, 180_001)
 
-    curves, outlines, slabs, guides, worst = [], [], [], [], 0.0
+    curves, outlines, strips, guides, worst = [], [], [], [], 0.0
     for a in amounts:
         f = lambda x, a=a: (1 - a) * x + a * wave(x)
         density = lambda x, a=a, f=f: bell(f(x)) * (1 - a + a * slope(x))
@@ -35,12 +35,12 @@ def change_of_variables():
         outlines.append([np.stack([line, density(line)], axis=1)])
         ends = np.concatenate([[-end], x_edges, [end]])
         tops = [np.linspace(*pair, 24) for pair in pairwise(ends)]
-        slabs.append([standing_on(0, t, density(t)) for t in tops])
+        strips.append([standing_on(0, t, density(t)) for t in tops])
         guides.append([[[-end, z], [x, z], [x, -3]] for x, z in zip(x_edges, z_edges, strict=True)])
         mass = np.cumsum(density(fine)) * (fine[1] - fine[0])
         shares = np.diff(np.interp(x_edges, fine, mass), prepend=0, append=1)
         worst = max(worst, np.abs(shares - 0.1).max())
-    gf.check("slabs, all frames: area - 0.1", worst, at_most=1e-4)
+    gf.check("strips, all frames: area - 0.1", worst, at_most=1e-4)
 
     fig = plt.figure(figsize=(7.2, 4.9))
     axes = fig.subplot_mosaic(
@@ -59,7 +59,7 @@ def change_of_variables():
     style_ax(axes["z"], xlabel="density of $z$", ylabel="$z$")
     style_ax(
         axes["map"],
-        title="The slabs change shape but not area",
+        title="The strips change shape but not area",
         ylabel="$z = f(x)$",
     )
     style_ax(axes["x"], xlabel="$x$", ylabel="density of $x$")
@@ -70,14 +70,14 @@ def change_of_variables():
     stops = list(range(0, frames, 4))
     captions = [
         f"At {amounts[k]:.0%} of the bend, the slope of the map lies between {1 - 0.9 * amounts[k]:.2f} and"
-        f" {1 + 0.3 * amounts[k]:.2f}; every slab below holds a tenth of the probability."
+        f" {1 + 0.3 * amounts[k]:.2f}; every strip below holds a tenth of the probability."
         for k in stops
     ]
-    captions[0] = "The identity: x has the density of z, dashed; every slab holds a tenth of the probability."
+    captions[0] = "The identity: x has the density of z, dashed; every strip holds a tenth of the probability."
     movie = Movie(fig, captions, stops=stops, seconds=0.8)
     movie.lines(axes["map"], np.array(guides), "#999999", width=0.9)
     movie.lines(axes["map"], np.array(curves), TRUTH, width=2.4)
-    movie.areas(axes["x"], np.array(slabs), colours)
+    movie.areas(axes["x"], np.array(strips), colours)
     movie.lines(axes["x"], np.array(outlines), TRUTH, width=1.8)
     return movie
 

@@ -54,13 +54,13 @@ def overfitting():
     log_q, on_own, on_fresh = (np.array(values) for values in zip(*found, strict=True))
     truth = jax.jit(target.log_prob)
     short = {
-        f"its own {n} points": float(truth(x).mean()) - on_own,
+        f"{n} training points": float(truth(x).mean()) - on_own,
         "10,000 fresh points": float(truth(fresh).mean()) - on_fresh,
     }
     own, other = short.values()
     best = int(other.argmin())
     gf.check("best on fresh points, step", kept[best], at_most=1000, digits=".0f")
-    gf.check("end: on its own points", own[-1], at_most=-0.3, digits=".2f")
+    gf.check("end: gap on the training points", own[-1], at_most=-0.3, digits=".2f")
     gf.check(
         "end - best, on fresh points",
         other[-1] - other[best],
@@ -70,7 +70,7 @@ def overfitting():
 
     fig, left, right = two_panels(
         "The density of the flow", "Later steps overfit",
-        "steps", "nats below the truth", lim=lim,
+        "steps", "gap [nats]", lim=lim,
     )  # fmt: skip
     left.set(xlabel="", ylabel="", xticks=[], yticks=[])
     for (name, values), colour in zip(short.items(), (PASSIVE, ACTIVE), strict=True):

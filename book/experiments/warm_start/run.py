@@ -40,7 +40,7 @@ def points(name):
 
 
 def cold(kind, key):
-    """Return a flow that starts as identity maps between random rotations."""
+    """Return a flow that starts as maps near the identity between random rotations."""
     if kind == "gaussianization":
         return gf.gaussianization_flow(key, 2, layers=LAYERS)
     return gf.coupling_flow(

@@ -38,7 +38,7 @@ _PATHS: dict[str, Callable] = {"linear": _linear, "variance_preserving": _varian
 
 
 @dataclass(frozen=True)
-class FlowMatching:
+class _FlowMatching:
     """The loss that :func:`flow_matching` returns; equal settings are equal, so that programs are shared."""
 
     path: str
@@ -114,7 +114,9 @@ def _paired(noise, x, block):
     return noise[jax.pure_callback(order, kind, noise, x, vmap_method="sequential")]
 
 
-def flow_matching(path: Path = "linear", pairs: Pairs = "independent", *, block: int = 64) -> FlowMatching:
+def flow_matching(
+    path: Path = "linear", pairs: Pairs = "independent", *, block: int = 64
+) -> Callable[[PyTree, Array, Array | None, PRNGKeyArray], Array]:
     r"""A loss for :func:`~gauss_flows.fit` that trains a continuous flow without solving its equation.
 
     .. math:: E\,\big\| v(t, x_t, c) - \dot x_t \big\|^2, \qquad t \sim U[0, 1],
@@ -154,7 +156,7 @@ def flow_matching(path: Path = "linear", pairs: Pairs = "independent", *, block:
     for name, value, values in (("path", path, get_args(Path)), ("pairs", pairs, get_args(Pairs))):
         if value not in values:
             raise ValueError(f"`{name}` must be one of {values}; got {value!r}.")
-    return FlowMatching(path, pairs, expect_whole("block", block, 2))
+    return _FlowMatching(path, pairs, expect_whole("block", block, 2))
 
 
 class _Pairs(eqx.Module):

@@ -5,7 +5,7 @@
   const { Flow, roundTripError, logDetError, generator } = liveFlow({ ...liveBijectors(), ...liveNetwork() });
   const CLIP = 2; // where the broken bijector stops
   const HALF = 3; // the points of the checks cover [-HALF, HALF]
-  const BOX = 9; // of the integral
+  const BOX = 9; // of the integral; with larger weights than the slider allows, the flow's mass leaves it
   const CELLS = 240;
 
   const faults = {
@@ -16,13 +16,14 @@
     peek: "the networks also see the active coordinate",
     swapped: "the inverse undoes the layers in the wrong order",
   };
+  const wrongDensity = "The map and its inverse are right, so the picture is the same as without a fault. But the density is wrong: the log-determinant and the integral show it.";
   const findings = {
     none: "All checks hold: this is a flow.",
-    forgotten: "The map is right and so is its inverse, but the density is not: the log-determinant and the integral show it.",
-    sign: "The map is right and so is its inverse, but the density is not: the log-determinant and the integral show it.",
+    forgotten: wrongDensity,
+    sign: wrongDensity,
     clipped: "Many points get the same z, so no inverse can return them: every check fails.",
     peek: "The slope of the active coordinate gets a second term, through the network, that the log-determinant misses; and the inverse would need the x that it looks for. Every check fails.",
-    swapped: "Density and log-determinant are right. Only the round trip shows that the samples would be wrong.",
+    swapped: "The map, its log-determinant and the density are right, so the picture is the same as without a fault. Only the round trip shows that the samples would be wrong.",
   };
 
   /** The bijector with its values cut off, and with the derivative that belongs to that. */
@@ -78,21 +79,21 @@
   }
 
   window.liveFigures.break = (stage, tools) => {
-    const { colours, scientific, number } = tools;
-    const start = { fault: "none", strength: 1.5 };
+    const { colours, element, number, about } = tools;
+    const start = { fault: "none", strength: 1.25 };
     let settings = { ...start };
     let turn = 0;
     const claims = {
       trip: "round trip, largest error",
       logDet: "log-determinant minus log |det J|, largest",
-      mass: "integral of the density",
+      mass: `integral of the density in the square from −${BOX} to ${BOX}`,
     };
     const table = tools.checks(Object.values(claims));
     const status = tools.status();
-    const grid = tools.plot({ x: { range: [-4, 4], label: "z₁" }, y: { range: [-4, 4], label: "z₂" }, title: "What the flow makes of a grid", description: "" });
+    const grid = tools.plot({ height: 288, x: { range: [-5.5, 5.5], label: "z₁" }, y: { range: [-4, 4], label: "z₂" }, title: "What the flow makes of a grid", description: "" });
     const fault = tools.select({ label: "fault", options: faults, change: (value) => { settings.fault = value; show(); } });
     const strength = tools.slider({
-      label: "size of the weights", min: 0, max: 3, step: 0.25, value: start.strength, format: (v) => `${v} ×`,
+      label: "weights, times their first values", min: 0.5, max: 1.5, step: 0.25, value: start.strength,
       input: (value) => { settings.strength = value; show(); },
     });
     const reset = tools.button("Reset", () => {
@@ -101,25 +102,27 @@
       strength.set(start.strength);
       show();
     });
-    stage.append(tools.controls(fault.element, strength.element, reset), status, tools.panels(grid.element, table.element));
+    const legend = tools.legend(`A grid on the square from −${HALF} to ${HALF}, after two coupling layers. Blue: lines of constant x₂. Orange: lines of constant x₁.`);
+    stage.append(
+      tools.controls(fault.element, strength.element, reset), status,
+      tools.panels(element("div", {}, grid.element, legend), table.element),
+    );
     show();
 
     function show() {
       const flow = build(settings.fault, settings.strength);
       drawGrid(flow);
-      status.textContent = settings.strength === 0 && settings.fault !== "none"
-        ? "With weights of zero every layer is the same map for all points, and some faults do nothing: look at the table."
-        : findings[settings.fault];
+      status.textContent = findings[settings.fault];
       const rows = points();
       const [trip, logDet] = [roundTripError(flow, rows), logDetError(flow, rows)];
-      table.set(claims.trip, `≈ ${scientific(trip)}`, "≤ 1e−9", trip <= 1e-9);
-      table.set(claims.logDet, `≈ ${scientific(logDet)}`, "≤ 1e−9", logDet <= 1e-9);
+      table.set(claims.trip, about(trip), "≤ 1e−9", trip <= 1e-9);
+      table.set(claims.logDet, about(logDet), "≤ 1e−9", logDet <= 1e-9);
       integrate(flow);
     }
 
     function drawGrid(flow) {
       const lines = [];
-      const ends = Array.from({ length: 81 }, (_, i) => -HALF + (i / 80) * 2 * HALF);
+      const ends = Array.from({ length: 161 }, (_, i) => -HALF + (i / 160) * 2 * HALF);
       for (let v = -HALF; v <= HALF; v += 0.5)
         for (const swap of [false, true]) {
           const line = ends.map((u) => {
@@ -137,7 +140,7 @@
       const mine = ++turn;
       let [row, mass] = [0, 0];
       const step = (2 * BOX) / CELLS;
-      table.set(claims.mass, "…", `1 ± 0.005 in ±${BOX}`, undefined);
+      table.set(claims.mass, "…", "1 ± 0.005", undefined);
       function rows() {
         if (mine !== turn) return;
         const begin = performance.now();
@@ -145,9 +148,9 @@
           for (let column = 0; column < CELLS; column++)
             mass += Math.exp(flow.logProb([(column + 0.5) * step - BOX, (row + 0.5) * step - BOX])) * step * step;
         if (row < CELLS) return void setTimeout(rows);
-        table.set(claims.mass, `≈ ${number(mass)}`, `1 ± 0.005 in ±${BOX}`, Math.abs(mass - 1) <= 0.005);
+        table.set(claims.mass, `≈ ${number(mass)}`, "1 ± 0.005", Math.abs(mass - 1) <= 0.005);
       }
-      rows();
+      setTimeout(rows);
     }
   };
 })();

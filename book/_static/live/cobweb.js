@@ -11,7 +11,7 @@
   const MANY = 2000; // steps after which an iteration that converges at all has converged
   const EPS = Number.EPSILON;
   const STEP_ROUNDING = 6 * EPS; // of one step z - g(x), for |x| < 5
-  const first = { slope: 0.8, start: 3.5, steps: 12 };
+  const first = { slope: 0.75, start: 3.5, steps: 12 };
   const line = Array.from({ length: 513 }, (_, i) => -7 + i / 32); // from -7 to 9; contains the centre
 
   /** All x in the line with f(x) = 0, by bisection where the sign changes. */
@@ -56,8 +56,7 @@
   }
 
   window.liveFigures.cobweb = (stage, tools) => {
-    const { colours, element } = tools;
-    const number = (value, digits = 2) => tools.minus(value.toFixed(digits));
+    const { colours, element, fixed: number } = tools;
     const short = (value) => (value === 0 ? "0" : tools.scientific(value));
     const state = { ...first };
     const slider = (name, label, min, max, step, format) => tools.slider({
@@ -65,7 +64,8 @@
       input: (value) => { state[name] = value; draw(); },
     });
     const sliders = {
-      slope: slider("slope", "Slope g′(1)", -1.5, 1.5, 0.05, (v) => number(v)),
+      // Never exactly 1 or −1, where no check could tell what happens.
+      slope: slider("slope", "Slope g′(1)", -1.45, 1.45, 0.1, (v) => number(v)),
       start: slider("start", "Start", -2, 4, 0.1, (v) => number(v, 1)),
       steps: slider("steps", "Number of steps k", 0, 60, 1),
     };
@@ -77,18 +77,20 @@
     const map = tools.plot({
       width: 320, height: 330, title: "x + g(x)", x: { range, label: "x" }, y: { range: [-4, 6], label: "x + g(x)" },
     });
+    const webLegend = tools.legend();
+    const mapLegend = tools.legend("Dashed: y = x. Dotted: z = 1 and the solutions of x + g(x) = z (black dots).");
     const formula = element("p", { class: "live-status" });
     const status = tools.status();
     const claims = {
       error: "error after k steps, against κᵏ × first error", kappa: "g is a contraction: its κ",
       least: "x + g(x) increases: smallest slope",
-      solved: "solutions: |x + g(x) − z|", limit: "after 2,000 steps: |x + g(x) − z|",
+      solved: "solutions, by bisection: |x + g(x) − z|", limit: "after 2,000 steps: |x + g(x) − z|",
     };
     const checks = tools.checks(Object.values(claims));
 
     function draw() {
       const s = study(state);
-      formula.textContent = `g(x) = ${number(s.slope)} · tanh(x − 1), z = 1, κ = |g′(1)| = ${number(s.kappa)}`;
+      formula.textContent = `g(x) = ${number(s.slope)} · tanh(x − 1) and z = 1, so x = 1 is always a solution. κ = |g′(1)| = ${number(s.kappa)}.`;
       drawWeb(s);
       drawMap(s);
       status.textContent = finding(s);
@@ -107,8 +109,8 @@
           ? { text: "start", at: [start + 0.25, start - 0.35] }
           : { text: "start", at: [start - 0.2, start + 0.15], anchor: "end" },
         { dots: [[last, last]], radius: 5, color: colours.other },
-        { text: `after ${steps} steps: x = ${number(last, 3)}`, at: [4.3, -2.2], anchor: "end" },
       ]);
+      webLegend.textContent = `Orange: z − g(x). Dashed: next x = current x. Black dot: start. Pink dot: after ${steps} steps, x = ${number(last, 3)}.`;
       web.describe(`Cobweb of the iteration from ${number(start, 1)}; after ${steps} steps x is ${number(last, 4)}.`);
     }
 
@@ -128,18 +130,15 @@
     }
 
     function finding({ slope, kappa, solutions, ends, errors }) {
+      if (errors[0] === 0) return `The start, x = ${number(ends[0])}, is a solution, so every step stays there. Choose another start.`;
       if (slope < -1) {
         const where = solutions.map((x) => number(x)).join(", ");
         return `κ = ${number(kappa)}, and the map folds: z = 1 has the ${solutions.length} solutions ${where}, so there is no inverse. ` +
           `From this start the iteration ends at ${number(ends[0])}.`;
       }
-      if (errors[0] === 0) return "The start is the solution itself, and every step stays there. Choose another start.";
       if (slope > 1)
         return `κ = ${number(kappa)}: x + g(x) increases, so it has an inverse, but the iteration does not find it: ` +
           `in the end it jumps between ${number(Math.min(...ends))} and ${number(Math.max(...ends))}.`;
-      if (kappa === 1)
-        return "This is the border, κ = 1: x + g(x) still increases, and the iteration converges, but more and more slowly" +
-          (slope < 0 ? "; at the solution the map has slope zero." : ".");
       return `κ = ${number(kappa)} is less than 1, so g is a contraction: the iteration converges from every start, ` +
         `and each step multiplies the error by at most ${number(kappa)}.`;
     }
@@ -147,7 +146,7 @@
     function showChecks({ kappa, least, solutions, gap, ends, errors, steps }) {
       const bound = kappa ** steps * errors[0] + STEP_ROUNDING / (1 - kappa);
       if (kappa < 1) checks.set(claims.error, short(errors[1]), `≤ ${short(bound)}`, errors[1] <= bound);
-      else checks.set(claims.error, short(errors[1]), "no bound: κ ≥ 1");
+      else checks.set(claims.error, short(errors[1]), "no bound: κ > 1");
       checks.set(claims.kappa, number(kappa), "< 1", kappa < 1);
       checks.set(claims.least, number(least), "> 0", least > 0);
       const worst = Math.max(...solutions.map((x) => Math.abs(gap(x))));
@@ -165,7 +164,7 @@
     }
     stage.append(
       tools.controls(...Object.values(sliders).map(({ element: row }) => row), tools.button("Reset", reset)),
-      formula, tools.panels(web.element, map.element), status, checks.element,
+      formula, tools.panels(element("div", {}, web.element, webLegend), element("div", {}, map.element, mapLegend)), status, checks.element,
     );
     draw();
   };

@@ -70,22 +70,21 @@
     return { net, ...inverse, evaluation, J, paths, error, bound };
   }
 
-  function picture({ svg }, title, note) {
-    const root = svg("svg", { viewBox: "0 0 320 340", class: "live-plot", role: "img", "aria-label": title });
+  function picture({ svg, element, legend }, title, note) {
+    const root = svg("svg", { viewBox: "0 0 320 322", class: "live-plot", role: "img", "aria-label": title });
     const add = (tag, attributes, ...inside) => root.append(svg(tag, attributes, ...inside));
     const write = (x, y, text, more) => add("text", { x, y, "text-anchor": "middle", ...more }, text);
     write(160, 16, title, { class: "live-title" });
-    write(160, 336, note);
-    return { root, add, write };
+    return { panel: element("div", {}, root, legend(note)), add, write };
   }
 
-  /** Orange: computed in this step. Blue: final before. Vermilion: needed, but not yet known. */
   function drawNetwork(tools, { net, steps }, { ranks, rows, step, outputDegrees, fault }) {
     const { active, passive, bad } = tools.colours;
     const { i } = steps[step - 1];
     const title = `Step ${step} computes ${name("θ", i)}, then ${name("x", i)}`;
-    const note = fault ? "red, dashed: needed, but not yet known" : "orange, thick: now · blue: final · white: not yet";
-    const { root, add, write } = picture(tools, title, note);
+    const missing = fault && step < DIM ? " Red, dashed: needed, but not yet known." : "";
+    const note = `Number in a circle: the unit’s degree. Orange, thick: computed in this step. Blue: before. White: later.${missing}`;
+    const { panel, add, write } = picture(tools, title, note);
     const hiddenY = (k) => 64 + 32 * (k + 0.5);
     const rowY = (j) => 64 + 64 * (rows.indexOf(j) + 0.5);
     const used = (k) => net.outputs[i].weights[k] !== null;
@@ -108,18 +107,20 @@
     ["inputs", "hidden units", "outputs"].forEach((text, k) => write(60 + 105 * k, 44, text));
     for (const j of all) {
       circle(60, rowY(j), ranks[j], ranks[j] < step ? passive : "#fff", j === i && active);
-      circle(270, rowY(j), outputDegrees[j], j === i ? active : "#fff");
+      circle(270, rowY(j), outputDegrees[j], j === i ? active : ranks[j] < step ? passive : "#fff");
       write(30, rowY(j) + 4, name("x", j));
       write(300, rowY(j) + 4, name("θ", j));
     }
     hiddenDegrees.forEach((degree, k) =>
       degree < step ? circle(165, hiddenY(k), degree, colourOf(degree)) : circle(165, hiddenY(k), degree, "#fff", used(k) && bad));
-    return root;
+    return panel;
   }
 
   /** Shading from the masks, numbers from the network: row i, column j is d theta_i / d x_j. */
-  function drawMatrix(tools, { J, paths }, { ranks, rows, step }) {
-    const { root, add, write } = picture(tools, "Which θ depends on which x", "gray: allowed by the masks · number: ∂θᵢ/∂xⱼ");
+  function drawMatrix(tools, { J, paths }, { ranks, rows, step, fault }) {
+    const missing = fault ? " Red frame: xⱼ is not known when θᵢ is computed." : "";
+    const note = `Gray: allowed by the masks. Number: ∂θᵢ/∂xⱼ; the layer is zᵢ = xᵢ + θᵢ. The rank of xᵢ is its place in the order.${missing}`;
+    const { panel, add, write } = picture(tools, "Which θ depends on which x", note);
     rows.forEach((i, row) => {
       const now = ranks[i] === step;
       write(42, 100 + 64 * row, name("θ", i), { "font-weight": now ? "bold" : "normal" });
@@ -133,7 +134,7 @@
         write(90 + 64 * column, 100 + 64 * row, J[i][j] ? tools.minus(J[i][j].toFixed(2)) + (wrong ? " !" : "") : "");
       });
     });
-    return root;
+    return panel;
   }
 
   function stepRows({ element }, { steps, sum, evaluation }, current) {
@@ -164,6 +165,7 @@
     ];
     const [table, status, panels] = [tools.checks(claims), tools.status(), tools.panels()];
     const steps = tools.element("table", { class: "checks" });
+    const naive = tools.legend("The naive inverse evaluates the whole network in every step; the numbers in its column are multiplications too.");
 
     function draw() {
       const ranks = all.map((i) => state.order.indexOf(i + 1) + 1);
@@ -174,7 +176,7 @@
       panels.replaceChildren(drawNetwork(tools, found, view), drawMatrix(tools, found, view));
       steps.replaceChildren(...stepRows(tools, found, state.step));
       status.textContent = finding(found, view);
-      sorted.setAttribute("aria-pressed", state.sorted);
+      sorted.textContent = `Sort by rank: ${state.sorted ? "on" : "off"}`;
       fault.setAttribute("aria-pressed", state.fault);
       check(found, ranks);
     }
@@ -199,7 +201,7 @@
       label: "step i", min: 1, max: DIM, step: 1, value: first.step, format: (step) => `${step}: finds ${name("x", state.order[step - 1] - 1)}`,
       input: (value) => { state.step = value; draw(); },
     });
-    const sorted = tools.button("Sort by rank", () => { state.sorted = !state.sorted; draw(); });
+    const sorted = tools.button("", () => { state.sorted = !state.sorted; draw(); });
     const fault = tools.button("Fault: output degrees off by one", () => { state.fault = !state.fault; draw(); });
     const reset = tools.button("Reset", () => {
       Object.assign(state, first);
@@ -207,7 +209,7 @@
       slider.set(first.step);
       draw();
     });
-    stage.append(tools.controls(order.element, slider.element, sorted, fault, reset), status, panels, steps, table.element);
+    stage.append(tools.controls(order.element, slider.element, sorted, fault, reset), status, panels, steps, naive, table.element);
     draw();
   };
 })();

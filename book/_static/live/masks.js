@@ -103,7 +103,8 @@
     function click(layer, i) {
       const next = masks[layer].map((passive, k) => passive !== (k === i));
       if (next.every((passive) => passive === next[0])) {
-        status.textContent = `Not changed: layer ${layer + 1} needs at least one ${next[0] ? "active" : "passive"} coordinate.`;
+        draw();
+        status.textContent = `Not changed: layer ${layer + 1} needs at least one ${next[0] ? "active" : "passive"} coordinate. ${status.textContent}`;
         return;
       }
       masks[layer] = next;
@@ -138,6 +139,10 @@
           [value(J[i][j]), J[i][j] && 0.08 + 0.2 * Math.min(1, Math.abs(J[i][j])), wrong(i, j)]),
         matrix(tools, `Number of paths: ${zeros} zeros predicted`, "input j", (i, j) =>
           [paths[i][j] || (wrong(i, j) ? "!" : ""), paths[i][j] && 0.15, wrong(i, j)]),
+        tools.legend(
+          "White: zero. Left, darker gray: larger absolute value. A path goes from input j to output i: in each layer, every " +
+          `coordinate leads to itself, and a passive one also to each active one.${state.fault ? " Red frame: not as predicted." : ""}`,
+        ),
       );
       const unlike = count(wrong);
       table.set(claims[0], `${unlike} of ${DIM * DIM}`, "0", unlike === 0);

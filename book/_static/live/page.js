@@ -162,6 +162,9 @@ window.liveFigures = window.liveFigures || {};
     return element("p", { class: "live-status", "aria-live": spoken ? "polite" : "off" });
   }
 
+  /** The line under a picture that explains its colours and lines. */
+  const legend = (text = "") => element("p", { class: "live-legend" }, text);
+
   /** Calls `pause` when the figure leaves the screen or the tab is hidden. */
   function pauseOutside(stage, pause) {
     document.addEventListener("visibilitychange", () => { if (document.hidden) pause(); });
@@ -172,15 +175,17 @@ window.liveFigures = window.liveFigures || {};
   const controls = (...parts) => element("div", { class: "live-controls" }, ...parts);
   const scientific = (value) => {
     if (value === 0) return "0";
-    if (!Number.isFinite(value)) return "not finite";
+    if (!Number.isFinite(value)) return Number.isNaN(value) ? "not finite" : "infinite";
     const plain = Math.abs(value) >= 0.01 && Math.abs(value) < 1000;
     return minus(plain ? Number(value.toPrecision(2)) : value.toExponential(0).replace("+", ""));
   };
-  const number = (value) => (Math.abs(value) < 1000 ? minus(value.toFixed(3)) : scientific(value));
+  const fixed = (value, digits = 2) => minus(Number(value.toFixed(digits)).toFixed(digits)); // never −0.00
+  const number = (value) => (Math.abs(value) < 1000 ? fixed(value, 3) : scientific(value));
+  const about = (value) => (Number.isFinite(value) ? `≈ ${scientific(value)}` : scientific(value));
 
   const tools = {
-    colours, calm, element, svg, select, slider, button, checks, plot, status, pauseOutside, panels, controls,
-    minus, scientific, number,
+    colours, calm, element, svg, select, slider, button, checks, plot, status, legend, pauseOutside, panels,
+    controls, minus, scientific, fixed, number, about,
   };
 
   function prepare(figure) {

@@ -17,9 +17,10 @@
     steep: [[-0.6, -1.6, 0.2], [0, 0, 0.6], [0.6, 1.6, 0.2]],
     "nearly flat": [[-1, 0, -0.9], [0.5, 0.1, -0.9], [2, 0.2, -0.9]],
   };
+  const OWN = "your own";
   const claims = [
     "T increases: smallest slope", "T(x) and back: error", "T′(x) minus a central difference",
-    "total probability minus 1", "knots drawn minus knots chosen",
+    "total probability minus 1", "knots of T minus knots chosen",
   ];
 
   const normal = (z) => Math.exp(-0.5 * z * z) / Math.sqrt(2 * Math.PI);
@@ -40,9 +41,8 @@
   }
 
   window.liveFigures.spline = (stage, tools) => {
-    const { colours, element, svg } = tools;
+    const { colours, element, svg, fixed: number } = tools;
     const bijector = liveBijectors().spline(4, EDGE);
-    const number = (value, digits = 2) => tools.minus(Number(value.toFixed(digits)).toFixed(digits));
     const short = (value) => (value === 0 ? "0" : tools.scientific(value));
     let [chosen, x, wanted, p] = [1, 0, [], []]; // knot, point, knots as chosen, the bijector's parameters
 
@@ -50,8 +50,9 @@
     const slope = (at) => (bijector.forward(at, p), Math.exp(bijector.logSlope));
     const density = (at) => slope(at) * normal(bijector.value);
 
+    const names = [...Object.keys(presets), OWN];
     const preset = tools.select({
-      label: "Preset", options: Object.fromEntries(Object.keys(presets).map((name) => [name, name])), change: load,
+      label: "Preset", options: Object.fromEntries(names.map((name) => [name, name])), change: (name) => name !== OWN && load(name),
     });
     const knot = tools.select({
       label: "Knot", options: { 1: "1 (left)", 2: "2 (middle)", 3: "3 (right)" },
@@ -71,12 +72,16 @@
       width: 320, height: 330, x: axis, y: { range: axis.range, label: "z = T(x)" }, title: "The map T: drag its knots",
     });
     const column = element("div");
+    const legend = tools.legend(
+      "Green bars: slopes at the knots. The two black dots without a number are fixed. Orange dot: the point x; its bin is shaded. " +
+      "Dashed: the identity T(x) = x, its slope 1, and its density φ, the standard normal one.",
+    );
     const [values, status, checks] = [tools.status(false), tools.status(), tools.checks(claims)];
     const handles = [1, 2, 3].map(makeHandle);
 
     /** A knot that can be dragged; its larger invisible disk is for fingers. */
     function makeHandle(k) {
-      const ring = svg("circle", { r: 9, fill: "none", stroke: colours.truth, "stroke-width": 2 });
+      const ring = svg("circle", { r: 12, fill: "none", stroke: colours.truth, "stroke-width": 2 });
       const group = svg("g", {
         pointerdown: (event) => {
           event.preventDefault();
@@ -90,8 +95,8 @@
           move({ x: left, y: up });
         },
       });
-      const label = svg("text", { x: -12, y: -10, "text-anchor": "end" }, k);
-      group.append(svg("circle", { r: 16, fill: "transparent" }), svg("circle", { r: 6 }), ring, label);
+      const label = svg("text", { y: 4, "text-anchor": "middle", fill: "#fff" }, k);
+      group.append(svg("circle", { r: 16, fill: "transparent" }), svg("circle", { r: 9 }), ring, label);
       group.style.touchAction = "none";
       group.style.cursor = "grab";
       plot.handles.append(group);
@@ -102,11 +107,15 @@
     function move(change) {
       const [before, at, after] = wanted.slice(chosen - 1, chosen + 2);
       Object.assign(at, change);
+      let held = false;
       for (const name of ["x", "y"]) {
         const rounded = STEP * Math.round(at[name] / STEP);
         at[name] = Math.min(after[name] - GAP, Math.max(before[name] + GAP, rounded));
+        held ||= Math.abs(at[name] - rounded) > STEP / 2;
       }
+      preset.control.value = OWN;
       draw();
+      if (held) status.textContent = `Knot ${chosen} was held: its x and y must stay between those of its neighbors. ${status.textContent}`;
     }
 
     function load(name) {
@@ -224,7 +233,7 @@
     stage.append(
       tools.controls(preset.element, tools.button("Reset", reset)),
       tools.controls(knot.element, ...Object.values(sliders).map((one) => one.element), point.element),
-      tools.panels(plot.element, column), values, status, checks.element,
+      tools.panels(element("div", {}, plot.element, legend), column), values, status, checks.element,
     );
     reset();
   };

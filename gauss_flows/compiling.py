@@ -85,7 +85,7 @@ def _constant(leaf):
 def jit_once(function: Callable) -> Callable:
     """Compile a function that runs once, whose compilation is nearly all its time.
 
-    On CPUs LLVM optimises it less: drawing the weights of eight layers takes a third of the time so.
+    On CPUs LLVM optimizes it less: drawing the weights of eight layers takes a third of the time so.
     """
     jit: Callable = eqx.filter_jit  # its annotations leave out the options that it passes on
     light, plain = jit(function, compiler_options={"xla_backend_optimization_level": 1}), jit(function)

@@ -23,7 +23,7 @@ ConditionerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 def mlp(
     width: int = 64, depth: int = 2, *, activation: Activation = jax.nn.relu, zero_last: bool = False
 ) -> ConditionerFactory:
-    """A factory of multilayer perceptrons: equinox's ``nn.MLP`` with its default initialisation.
+    """A factory of multilayer perceptrons: equinox's ``nn.MLP`` with its default initialization.
 
     Args:
         width: Units in each hidden layer.

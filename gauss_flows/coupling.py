@@ -255,7 +255,7 @@ class MixtureGaussianCDFCoupling(Coupling):
 
 
 class DeepSigmoidCoupling(Coupling):
-    r"""A coupling whose bijector is :class:`DeepSigmoid`: flexible in the centre, linear in the tails.
+    r"""A coupling whose bijector is :class:`DeepSigmoid`: flexible in the center, linear in the tails.
 
     Args:
         key: Random key for the conditioner.

@@ -109,9 +109,9 @@ def _update(optimizer, grads, opt_state, params, **more):
 
 
 def _moved(params, settings):
-    """What the optimiser sees: one vector, whose update is a few kernels and not a few for each array.
+    """What the optimizer sees: one vector, whose update is a few kernels and not a few for each array.
 
-    An optimiser of the caller's sees the tree, whose parts it may treat differently.
+    An optimizer of the caller's sees the tree, whose parts it may treat differently.
     """
     return params if settings.optimizer else ravel_pytree(params)[0]
 

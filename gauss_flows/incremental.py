@@ -25,7 +25,7 @@ Step i computes the hidden units of degree i - 1, the parameters of rank i and t
 row of each weight matrix is used in exactly one step: together the steps cost one pass.
 
 The work has three phases. *Plan*: sort the units of each layer by degree, so that a step writes a window of
-neighbouring units, and cut the weights into the rows of each step. *Step*: compute the windows of one rank,
+neighboring units, and cut the weights into the rows of each step. *Step*: compute the windows of one rank,
 layer by layer. *Scatter*: put the elements, sorted by rank, back into the order of the event.
 
 All windows of a layer must have one width, that of its largest degree, since one loop runs all steps. Where a

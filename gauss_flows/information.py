@@ -26,8 +26,8 @@ _WINDOW = 8  # wider gains little variance, and blurs the ends of the sample
 #   part p that is repeated changes it by 0.066 p at most. The standard error is 0.25 / sqrt(n) or more (that
 #   much for a uniform density, whose log is constant), hence p below 3.8 / sqrt(n). `_is_rounded` tells
 #   rounding from repetition.
-# - Among neighbours an equal row makes the k-th one the (k-1)-th, a change of 1 / (k - 1) or less in the
-#   log-density of that row, and in those that have the pair among their neighbours: 1 % of such rows change
+# - Among neighbors an equal row makes the k-th one the (k-1)-th, a change of 1 / (k - 1) or less in the
+#   log-density of that row, and in those that have the pair among their neighbors: 1 % of such rows change
 #   the mean by 0.003 for k = 4; a smaller k allows fewer.
 _TIED_FOUR = 0.01
 _REPEATED = 3.8
@@ -45,7 +45,7 @@ def entropy(x: ArrayLike, *, k: int = 4) -> Estimate:
     r"""The differential entropy :math:`-E \log p(x)` of the density that x was drawn from.
 
     In one dimension from spacings: eight order statistics to each side of each point. In more dimensions from
-    the distance to the k-th nearest neighbour (Kozachenko and Leonenko), after a linear map that makes the
+    the distance to the k-th nearest neighbor (Kozachenko and Leonenko), after a linear map that makes the
     columns uncorrelated with standard deviation 1. Both are free of bias where the density is constant over
     the window; the second one's bias grows with the dimension. Arithmetic is in double precision.
 
@@ -57,7 +57,7 @@ def entropy(x: ArrayLike, *, k: int = 4) -> Estimate:
     Args:
         x: Sample, shape (n,) or (n, D), floating point and finite, without ties beyond those. Rows must be
             more than ten, than k and than D, and no column constant or a linear combination of others.
-        k: The neighbour whose distance is taken, where D > 1.
+        k: The neighbor whose distance is taken, where D > 1.
 
     Returns:
         An :class:`~gauss_flows.information.Estimate`.
@@ -117,7 +117,7 @@ def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: in
     r"""The information that the coordinates share, :math:`\sum_i H(x_i) - H(x)`; 0 if they are independent.
 
     The marginal entropies are estimated from spacings. The joint one is, unless it is given, estimated from
-    neighbours, and then limits how small a correlation can be seen.
+    neighbors, and then limits how small a correlation can be seen.
 
     Args:
         x: Sample, shape (n, D) with D at least 2.
@@ -241,8 +241,8 @@ def _log_density(x, k):
         found[order] = digamma(high - low) - digamma(n + 1) - np.log(width)
         return found - np.log(scale)
     dim = x.shape[1]
-    # Neighbours are sought where the columns are uncorrelated: along a narrow ridge the density would change
-    # within the distance to a neighbour. The map is linear, so its log-determinant is all that it changes.
+    # Neighbors are sought where the columns are uncorrelated: along a narrow ridge the density would change
+    # within the distance to a neighbor. The map is linear, so its log-determinant is all that it changes.
     factor = np.linalg.cholesky(np.atleast_2d(np.cov(x.T, bias=True)))
     x = scipy.linalg.solve_triangular(factor, x.T, lower=True).T
     scale = scale * np.diag(factor)

@@ -75,7 +75,7 @@ def warm_start(
     A pure pass, as :func:`~gauss_flows.data_init`, for flows whose bijector is ``MixtureGaussianCDF``:
 
     - :class:`~gauss_flows.MarginalGaussianization`: every coordinate's mixture is fitted by expectation
-      maximisation. A coordinate that is constant up to rounding keeps its bijector as it is.
+      maximization. A coordinate that is constant up to rounding keeps its bijector as it is.
     - :class:`~gauss_flows.Coupling` and :class:`~gauss_flows.MaskedAutoregressive`: likewise for the
       coordinates that they transform. The conditioner's last layer gets a zero kernel, and its bias carries
       the mixtures, so that the layer starts as a map of each coordinate alone.
@@ -89,7 +89,7 @@ def warm_start(
         x: Data, shape (n, \*flow.shape).
         condition: One row for each row of x, for conditional flows; the warm start does not depend on it.
         rotation: "pca" sets rotations to the principal axes (they need D reflections). Default: they stay.
-        em_steps: Steps of expectation maximisation.
+        em_steps: Steps of expectation maximization.
 
     Returns:
         A flow of the same structure.

@@ -192,7 +192,7 @@ def estimate_log_prob(
 ) -> Float[Array, " n"]:
     """Estimate log p(x), in nats, with independent noise for each point; these are not likelihoods.
 
-    This is what :func:`~gauss_flows.fit` maximises for a flow with "hutchinson" or "roulette".
+    This is what :func:`~gauss_flows.fit` maximizes for a flow with "hutchinson" or "roulette".
 
     Args:
         flow: A flowjax ``Transformed`` with :class:`Residual` blocks or :class:`FlowODE` layers.

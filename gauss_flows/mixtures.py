@@ -282,7 +282,7 @@ _BACKGROUND = 0.01  # least weight of a mixture's widest component, which keeps 
 def fit_mixture(
     x: Float[Array, " n"], n_components: int, *, steps: int = 50, min_scale: float = 0.02
 ) -> tuple[Float[Array, " K"], Float[Array, " K"], Float[Array, " K"]]:
-    """A mixture of Gaussians fitted to numbers by expectation maximisation.
+    """A mixture of Gaussians fitted to numbers by expectation maximization.
 
     The first component keeps the sample's mean and standard deviation and a weight of 0.01 at least: without
     it the tails are those of the widest component, narrower than the sample, and many layers of such tails
@@ -291,7 +291,7 @@ def fit_mixture(
     Args:
         x: The sample.
         n_components: K, at least 2.
-        steps: Steps of expectation maximisation, from quantiles.
+        steps: Steps of expectation maximization, from quantiles.
         min_scale: Least scale, in standard deviations of the sample.
 
     Returns:

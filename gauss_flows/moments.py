@@ -38,7 +38,7 @@ def mean_and_std(x: Rows, eps: float | None = None) -> tuple[Rows, Rows, Rows]:
 
 def principal_axes(x: Float[Array, "n D"]) -> Float[Array, "D D"]:
     """Return the orthonormal principal axes of data as rows, the one of the largest variance first."""
-    centred = x - mean_and_std(x)[0][None]
-    largest = jnp.abs(centred).max()  # divided out, so that no square over- or underflows
-    centred = centred / jnp.where(largest > 0, largest, 1)
-    return jnp.linalg.eigh(centred.T @ centred / len(x))[1][:, ::-1].T
+    centered = x - mean_and_std(x)[0][None]
+    largest = jnp.abs(centered).max()  # divided out, so that no square over- or underflows
+    centered = centered / jnp.where(largest > 0, largest, 1)
+    return jnp.linalg.eigh(centered.T @ centered / len(x))[1][:, ::-1].T

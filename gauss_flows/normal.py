@@ -26,7 +26,7 @@ LOG_SQRT_2PI = float(0.5 * np.log(2 * np.pi))
 
 _SQRT_2PI = float(np.sqrt(2 * np.pi))
 
-_C = 4.0  # where the series is centred: t = 1/2 at v = c
+_C = 4.0  # where the series is centered: t = 1/2 at v = c
 
 _R0 = float(np.sqrt(-2 * LOG_HALF))
 

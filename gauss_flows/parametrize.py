@@ -75,7 +75,7 @@ class Parametrized(eqx.Module):
         (2, (3, 2))
     """
 
-    # In pieces, which no optimiser and no unwrapping touches before the bijector is rebuilt.
+    # In pieces, which no optimizer and no unwrapping touches before the bijector is rebuilt.
     _theta: PyTree  # Float[Array, " P"], in NonTrainable
     _rest: list[PyTree]
     _parameters: Structure = eqx.field(static=True)

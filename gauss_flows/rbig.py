@@ -60,7 +60,7 @@ def rbig(
 ) -> RBIGResult:
     r"""Rotation-based iterative Gaussianization: a flow fitted layer by layer, without a gradient.
 
-    Each layer fits a mixture of Gaussians to every coordinate by expectation maximisation, maps it to a
+    Each layer fits a mixture of Gaussians to every coordinate by expectation maximization, maps it to a
     standard normal by the mixture's distribution function, and rotates. The maps leave the total correlation
     as it is and take the marginals' negentropy; the rotation turns total correlation into negentropy for the
     next layer. It stops when the last ``patience`` layers together brought less than ``tolerance`` on
@@ -76,7 +76,7 @@ def rbig(
         tolerance: In nats, on held-out rows.
         patience: A number of layers.
         val_fraction: Part of the rows held out; 0 to judge on the rows that are fitted.
-        em_steps: Steps of expectation maximisation.
+        em_steps: Steps of expectation maximization.
 
     Returns:
         An :class:`RBIGResult`.

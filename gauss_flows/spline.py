@@ -69,7 +69,7 @@ def _bin_terms(xi: Array, s: Array, d0: Array, d1: Array) -> tuple[Array, Array,
 class RQSpline(Bijection):
     r"""A rational-quadratic spline inside an interval, the identity outside it.
 
-    Between neighbouring knots :math:`(x_k, y_k), (x_{k+1}, y_{k+1})` with slopes
+    Between neighboring knots :math:`(x_k, y_k), (x_{k+1}, y_{k+1})` with slopes
     :math:`d_k, d_{k+1}` and :math:`s = (y_{k+1} - y_k)/(x_{k+1} - x_k)`,
 
     .. math:: T(x) = y_k + \frac{(y_{k+1} - y_k)\,[s\,\xi^2 + d_k\,\xi(1-\xi)]}

@@ -22,8 +22,8 @@ _BEND = 0.6
 def _time(s):
     """The time at which a clock from 0 to 1 stands: its steps are finer near 1, where data are sharp.
 
-    With the exact velocity of the package's mixtures, 32 steps of "rk4" give log p with a tenth of the error
-    that equal steps of time give.
+    With the exact velocities of the package's mixtures, 32 steps of "rk4" leave between a half and a tenth of
+    the error in log p that equal steps of time leave.
     """
     return s * (1 + _BEND * (1 - s))
 

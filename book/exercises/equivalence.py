@@ -19,19 +19,19 @@ def grade_constant(make_constant):
     if not bool(jnp.isfinite(outputs).all()):
         return "The output is not finite."
     if float(jnp.ptp(outputs, axis=0).max()) > 1e-14:
-        return "The output still depends on the passive coordinates: look at the last kernel."
+        return "The output still depends on the passive coordinates: look at the last weight matrix."
     if float(jnp.abs(outputs[0] - expected).max()) > 1e-12:
         return "The output is constant, but it is not the mean: look at the last bias."
     return "right"
 
 
-def grade_kernel(kernel):
-    """Try ``kernel(z, h)`` on points with correlation 0.8 and tanh features."""
+def grade_gradient(w_gradient):
+    """Try ``w_gradient(z, h)`` on points with correlation 0.8 and tanh features."""
     noise = np.asarray(jr.normal(jr.key(0), (4000, 2)))
     z = 0.8 * noise[:, 0] + 0.6 * noise[:, 1]
     h = np.tanh(noise[:, :1] * np.linspace(-3, 3, 16))
     expected = np.stack([z @ h, (z**2 - 1) @ h]) / len(z)
-    got = np.asarray(kernel(jnp.asarray(z), jnp.asarray(h)))
+    got = np.asarray(w_gradient(jnp.asarray(z), jnp.asarray(h)))
     near = lambda a, b: bool(np.abs(a - b).max() < 1e-10)
     if got.shape != expected.shape:
         return f"The shape is {got.shape} and must be {expected.shape}: one row per parameter."

@@ -70,10 +70,10 @@ def change_of_variables():
     stops = list(range(0, frames, 4))
     captions = [
         f"At {amounts[k]:.0%} of the bend, the slope of the map lies between {1 - 0.9 * amounts[k]:.2f} and"
-        f" {1 + 0.3 * amounts[k]:.2f}; every strip below holds a tenth of the probability."
+        f" {1 + 0.3 * amounts[k]:.2f}; each strip below holds a tenth of the probability."
         for k in stops
     ]
-    captions[0] = "The identity: x has the density of z, dashed; every strip holds a tenth of the probability."
+    captions[0] = "The identity: x has the density of z, dashed; each strip holds a tenth of the probability."
     movie = Movie(fig, captions, stops=stops, seconds=0.8)
     movie.lines(axes["map"], np.array(guides), "#999999", width=0.9)
     movie.lines(axes["map"], np.array(curves), TRUTH, width=2.4)

@@ -81,6 +81,7 @@
     let settings = { ...first };
     const random = generator(9);
     const noise = Array.from({ length: SHOWN }, () => [random.normal(), random.normal()]);
+    const colorOf = { euler: colours.bad, heun: colours.passive, rk4: colours.good };
     let [ends, errors] = [[], {}]; // the exact end points; the errors of each solver for 1, 2, 4, … steps
     const claims = {
       error: "mean distance from the exact end point",
@@ -109,7 +110,7 @@
       show();
     });
     const legend = tools.element("p", { class: "live-legend" },
-      "Left: vermilion, the paths of the solver with a dot at each step; black dots, where the exact paths end. Right: blue Euler, orange Heun, green RK4; the ring marks your choice.");
+      "Vermilion: Euler; blue: Heun; green: RK4. Left: the paths, with a dot at each step; black dots, where the exact paths end. Right: the ring marks your choice.");
     stage.append(
       tools.controls(controls.target.element, controls.kind.element), tools.controls(controls.solver.element, steps.element, reset),
       status, tools.panels(plane.element, fall.element), legend, table.element,
@@ -134,8 +135,8 @@
       plane.draw([
         { dots: noise, color: "#999", radius: 2.5 },
         ...paths.flatMap((path) => [
-          { line: path, color: colours.bad, width: 1, opacity: 0.7 },
-          { dots: path.slice(1), color: colours.bad, radius: 1.6, opacity: 0.7 },
+          { line: path, color: colorOf[settings.solver], width: 1, opacity: 0.7 },
+          { dots: path.slice(1), color: colorOf[settings.solver], radius: 1.6, opacity: 0.7 },
         ]),
         { dots: ends, color: colours.truth, radius: 2.5 },
       ]);
@@ -144,12 +145,11 @@
 
     function drawErrors(error) {
       const log = (value) => Math.max(-8, Math.log10(Math.max(value, 1e-8)));
-      const color = { euler: colours.passive, heun: colours.active, rk4: colours.good };
       const curve = (solver) => errors[solver].map((value, i) => [i + Math.log2(solvers[solver].evaluations), log(value)]);
       const here = [Math.log2(settings.steps * solvers[settings.solver].evaluations), log(error)];
       fall.draw([
-        ...Object.keys(solvers).flatMap((solver) => [{ line: curve(solver), color: color[solver] }, { dots: curve(solver), color: color[solver] }]),
-        { dots: [here], color: "#fff", radius: 7 }, { dots: [here], color: colours.truth, radius: 7, opacity: 0.35 }, { dots: [here], color: color[settings.solver], radius: 4 },
+        ...Object.keys(solvers).flatMap((solver) => [{ line: curve(solver), color: colorOf[solver] }, { dots: curve(solver), color: colorOf[solver] }]),
+        { dots: [here], color: "#fff", radius: 7 }, { dots: [here], color: colours.truth, radius: 7, opacity: 0.35 }, { dots: [here], color: colorOf[settings.solver], radius: 4 },
       ]);
       fall.describe("The mean error of the end point against the number of evaluations, for three solvers, on logarithmic axes.");
     }

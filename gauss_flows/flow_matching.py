@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from paramax import unwrap
 
 from gauss_flows.continuous import FlowODE
-from gauss_flows.fit_result import FitResult
-from gauss_flows.train import fit
+from gauss_flows.fit_result import FitResult, NonFiniteLoss
+from gauss_flows.train import fit, with_density_error
 from gauss_flows.transformed import Transformed
-from gauss_flows.validate import expect_whole
+from gauss_flows.validate import as_floats, expect_whole
 
 Path = Literal["linear", "variance_preserving"]
 
@@ -56,7 +56,8 @@ class _FlowMatching:
                 "on the condition; got 'optimal_transport'."
             )
         noise_key, time_key = jr.split(key)
-        noise = jr.normal(noise_key, x.shape, x.dtype)
+        base = unwrap(flow.base_dist)
+        noise = jax.lax.stop_gradient(base.sample(noise_key, (len(x),)).astype(x.dtype))
         if self.pairs == "optimal_transport":
             noise = _paired(noise, x, self.block)
         return matching_loss(ode, self.path, noise, x, condition, time_key)
@@ -121,9 +122,9 @@ def flow_matching(
 
     .. math:: E\,\big\| v(t, x_t, c) - \dot x_t \big\|^2, \qquad t \sim U[0, 1],
 
-    where :math:`x_t` is a path from noise :math:`x_0 \sim N(0, I)` to a data point :math:`x_1`. Its minimizer
-    is the mean of :math:`\dot x_t` given :math:`x_t`, whose flow carries the noise to the data. The loss of
-    the minimizer is not 0: it is the variance of :math:`\dot x_t` given :math:`x_t`.
+    where :math:`x_t` is a path from noise :math:`x_0`, drawn from the flow's base, to data :math:`x_1`. Its
+    minimizer is the mean of :math:`\dot x_t` given :math:`x_t`, whose flow carries the noise to the data. The
+    loss of the minimizer is not 0: it is the variance of :math:`\dot x_t` given :math:`x_t`.
 
     Args:
         path: "linear", :math:`x_t = (1 - t)\,x_0 + t\,x_1`, or "variance_preserving",
@@ -195,7 +196,7 @@ def reflow(
         key: Random key.
         flow: A trained continuous flow.
         student: The flow to train. Default: ``flow`` itself, so that training starts from its parameters.
-        n_pairs: Number of pairs, at least 2.
+        n_pairs: Number of pairs; nine tenths of them must fill a batch.
         condition: One row per pair, shape (n_pairs, \*flow.cond_shape), for conditional flows.
         **options: As for :func:`~gauss_flows.fit`, without ``loss``.
 
@@ -203,7 +204,7 @@ def reflow(
         A :class:`~gauss_flows.FitResult` with the student.
 
     Raises:
-        ValueError: If a flow is not continuous, or an argument does not fit.
+        ValueError: If a flow is not continuous, the two have different bases, or an argument does not fit.
 
     Source:
         Liu et al., "Flow straight and fast: learning to generate and transfer data with rectified flow"
@@ -216,11 +217,18 @@ def reflow(
         >>> result.flow.sample(jr.key(2), (3,)).shape
         (3, 2)
     """
-    if "loss" in options:
+    given = options.get("options")
+    if "loss" in options or (given is not None and given.loss is not None):
         raise ValueError("`loss` must be left out of `reflow`, which has its own.")
     student = flow if student is None else student
     for model in (flow, student):
         velocity_of(model)
+        if isinstance(model, Transformed):
+            model.expect_single()
+    if not eqx.tree_equal(student.base_dist, flow.base_dist):
+        raise ValueError(
+            "`student` must have the base of `flow`, from which the noise of the pairs is drawn."
+        )
     if student.shape != flow.shape or student.cond_shape != flow.cond_shape:
         raise ValueError(
             f"`student` must have the shapes of `flow`, {flow.shape} and {flow.cond_shape}; got "
@@ -228,7 +236,8 @@ def reflow(
         )
     n = expect_whole("n_pairs", n_pairs, 2)
     wanted = None if flow.cond_shape is None else (n, *flow.cond_shape)
-    got = None if condition is None else jnp.shape(condition)
+    condition = None if condition is None else as_floats("condition", condition)
+    got = None if condition is None else condition.shape
     if got != wanted:
         raise ValueError(f"`condition` must have shape {wanted}, one row per pair; got {got}.")
     noise_key, key = jr.split(key)
@@ -236,5 +245,12 @@ def reflow(
     axes = (0, None if condition is None else 0)
     x1 = eqx.filter_jit(lambda flow: jax.vmap(flow.bijection.transform, axes)(x0, condition))(flow)
     pairs = _Pairs(student, (2, *flow.shape), flow.cond_shape)
-    result = fit(key, pairs, jnp.stack([x0, x1], axis=1), condition=condition, loss=_OnPairs(), **options)
-    return replace(result, flow=result.flow.flow)
+    if not bool(jnp.isfinite(x1).all()):
+        raise ValueError("`flow` must map noise to finite points; some are infinite or NaN.")
+    rows = jnp.stack([x0, x1], axis=1)
+    try:
+        result = fit(key, pairs, rows, condition=condition, loss=_OnPairs(), **options)
+    except NonFiniteLoss as error:
+        error.result = replace(error.result, flow=error.result.flow.flow)
+        raise
+    return with_density_error(replace(result, flow=result.flow.flow), x1, condition)

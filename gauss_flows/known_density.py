@@ -158,11 +158,16 @@ class Target(AbstractDistribution):
         components = self.components_of()
         if components is None:
             raise ValueError("This target is no mixture of Gaussians, and its velocity has no formula here.")
-        outside = not isinstance(t, jax.core.Tracer) and not bool((np.asarray(t) >= 0) & (np.asarray(t) <= 1))
-        if outside:
+        x, t = as_floats("x", x), as_floats("t", t)
+        if x.shape != self.shape:
+            raise ValueError(
+                f"`x` must be one point of shape {self.shape} (jax.vmap maps over more); got {x.shape}."
+            )
+        if t.shape != ():
+            raise ValueError(f"`t` must be one number; got shape {t.shape}.")
+        if not isinstance(t, jax.core.Tracer) and not 0 <= float(t) <= 1:
             raise ValueError(f"`t` must lie between 0 and 1; got {t}.")
-        x = as_floats("x", x)
-        t = jnp.asarray(t, x.dtype)
+        t = t.astype(x.dtype)
         means, scales, weights = (jnp.asarray(array, x.dtype) for array in components)
         variance = (1 - t) ** 2 + t**2 * scales**2
         apart = x[None] - t * means

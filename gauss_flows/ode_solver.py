@@ -162,5 +162,7 @@ def _solve_by_diffrax(solver, field, state, start, stop):
         state,
         stepsize_controller=diffrax.PIDController(rtol=solver.tolerance, atol=solver.tolerance),
         max_steps=4096,
+        throw=False,  # one row that cannot be solved must not end the call for all others
     )
-    return jax.tree.map(lambda a: a[0], solution.ys)
+    solved = solution.result == diffrax.RESULTS.successful
+    return jax.tree.map(lambda a: jnp.where(solved, a[0], jnp.nan), solution.ys)

@@ -114,7 +114,7 @@ def fit(
         error = NonFiniteLoss(reason(result, key, flow, x, condition, options.loss))
         error.result = result
         raise error
-    return _with_density_error(result, x, condition)
+    return with_density_error(result, x, condition)
 
 
 def fit_many(
@@ -165,11 +165,16 @@ def fit_many(
             raise ValueError(f"`{name}` must be left out of `fit_many`; got {value}.")
     both = jax.vmap(jr.split)(keys)
     flows = eqx.filter_vmap(make)(both[:, 0])
-    return _with_density_error(_train(both[:, 1], flows, x, condition, options, many=len(keys)), x, condition)
+    return with_density_error(_train(both[:, 1], flows, x, condition, options, many=len(keys)), x, condition)
 
 
-def _with_density_error(result: FitResult, x: ArrayLike, condition: ArrayLike | None) -> FitResult:
-    """The result with what its solver leaves of the density, for flows that follow a velocity.
+def with_density_error(result: FitResult, x: ArrayLike, condition: ArrayLike | None) -> FitResult:
+    """Return the result with what its solver leaves of the density, for flows that follow a velocity.
+
+    Args:
+        result: The result of a training run.
+        x: Data, of which at most 256 rows are used.
+        condition: One row per row of ``x``, for conditional flows.
 
     Raises:
         UserWarning: If the mean error exceeds a thousandth of a nat. A coarse solver's density is no density,
@@ -181,7 +186,7 @@ def _with_density_error(result: FitResult, x: ArrayLike, condition: ArrayLike | 
     rows = np.asarray(x)[:256], None if condition is None else np.asarray(condition)[:256]
     flows = [flow] if np.ndim(result.best_step) == 0 else [result[i].flow for i in range(len(result))]
     errors = np.array([np.abs(density_error(flow, *rows)).mean() for flow in flows])
-    if errors.max() > LARGE_DENSITY_ERROR:
+    if not errors.max() <= LARGE_DENSITY_ERROR:  # NaN too
         warnings.warn(
             f"The solver of this continuous flow is too coarse: log p has a mean absolute error of "
             f"{errors.max():.1e} nats on the data, and what log_prob gives is not a normalized density. Use "

@@ -190,6 +190,11 @@ def test_layers_of_a_stack_get_signs_of_their_own():
         ({"velocity": lambda t, x, c: x[:1]}, r"`velocity` must return .* shape \(2,\); it returned \(1,\)"),
         ({"velocity": lambda t, x: x}, "`velocity` must take a time, an event"),
         ({"velocity": 3.0}, "`velocity` must be a function"),
+        ({"velocity": lambda t, x, c: jnp.zeros(2, int)}, "`velocity` must return floating-point numbers"),
+        (
+            {"velocity": lambda t, x, c: x, "conditioner": gf.conditioners.mlp(4)},
+            "`conditioner` must be left",
+        ),
         ({"steps": -1}, "`steps` must be a whole number of at least 1; got -1"),
         ({"solver": "midpoint"}, "`solver` must be one of"),
         ({"shape": (33,)}, "`log_det` must be 'hutchinson' for an event of 33 elements"),
@@ -205,7 +210,9 @@ def test_arguments_of_the_layer_are_checked(options, message):
 
 def test_the_error_of_a_density_is_asked_of_continuous_flows_and_of_arrays():
     x = jnp.ones((3, 2))
-    with pytest.raises(ValueError, match="`flow` must hold a FlowODE; got Transformed"):
+    with pytest.raises(ValueError, match="`flow` must be a distribution that holds a FlowODE; got FlowODE"):
+        gf.density_error(gf.FlowODE(jr.key(0), (2,), steps=1), x)
+    with pytest.raises(ValueError, match="that holds a FlowODE; got Transformed"):
         gf.density_error(gf.coupling_flow(jr.key(0), 2, layers=1, nn_width=4), x)
     flow = gf.continuous_flow(jr.key(0), 2, steps=1, **SMALL)
     with pytest.raises(ValueError, match="`x` must be a concrete array"):
@@ -216,6 +223,34 @@ def test_the_error_of_a_density_is_asked_of_continuous_flows_and_of_arrays():
 def test_times_and_targets_without_a_velocity_are_refused():
     with pytest.raises(ValueError, match="no mixture of Gaussians"):
         gf.targets.rings().velocity(0.5, jnp.zeros(2))
+    moons = gf.targets.two_moons()
     for t in (-0.1, 1.1):
         with pytest.raises(ValueError, match="`t` must lie between 0 and 1"):
-            gf.targets.two_moons().velocity(t, jnp.zeros(2))
+            moons.velocity(t, jnp.zeros(2))
+    for x in (jnp.zeros(1), jnp.zeros(()), jnp.zeros((2, 2))):
+        with pytest.raises(ValueError, match=r"`x` must be one point of shape \(2,\)"):
+            moons.velocity(0.5, x)
+    with pytest.raises(ValueError, match="`t` must be one number"):
+        moons.velocity(jnp.array([0.1, 0.2]), jnp.zeros(2))
+
+
+def test_a_density_error_that_is_not_known_is_warned_of():
+    class Steep(eqx.Module):
+        rate: jnp.ndarray
+
+        def __call__(self, t, x, condition):
+            return self.rate * x
+
+    ode = gf.FlowODE(jr.key(0), (2,), velocity=Steep(jnp.full(2, 300.0)), steps=4)
+    flow = gf.Transformed(gf.standard_normal(2), ode)
+    options = {"loss": gf.flow_matching(), "steps": 4, "batch_size": 8, "progress": False}
+    with pytest.warns(UserWarning, match="too coarse"):
+        gf.fit(jr.key(1), flow, jr.normal(jr.key(2), (40, 2)), **options)
+
+
+def test_a_row_that_diffrax_cannot_solve_does_not_end_the_call():
+    flow = bent(jr.key(0), dim=2, solver="Tsit5")
+    good = flow.log_prob(jnp.zeros((1, 2)))
+    both = flow.log_prob(jnp.array([[jnp.nan, 1.0], [0.0, 0.0]]))
+    assert bool(jnp.isnan(both[0]))
+    np.testing.assert_allclose(both[1:], good, rtol=1e-4)

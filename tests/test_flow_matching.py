@@ -1,9 +1,11 @@
 """Tests of ``gauss_flows.flow_matching``."""
 
+import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import paramax
 import pytest
 import scipy
 
@@ -83,6 +85,17 @@ def test_flow_matching_learns_a_gaussian(pairs):
     assert result.density_error <= 1e-3
 
 
+def test_the_noise_is_that_of_the_flows_base():
+    x = 2 * jr.normal(jr.key(0), (2000, 2)) + 10
+    base = fd.Normal(jnp.full(2, 8.0), jnp.full(2, 3.0))
+    ode = gf.FlowODE(jr.key(1), (2,), nn_width=16, nn_depth=2, steps=8)
+    flow = gf.Transformed(paramax.non_trainable(base), ode)
+    options = {"loss": gf.flow_matching(), "steps": 400, "progress": False}
+    samples = gf.fit(jr.key(2), flow, x, **options).flow.sample(jr.key(3), (2000,))
+    np.testing.assert_allclose(samples.mean(axis=0), 10, atol=0.4)
+    np.testing.assert_allclose(samples.std(axis=0), 2, atol=0.4)
+
+
 def test_a_conditional_flow_learns_from_conditions():
     condition = jr.normal(jr.key(0), (2000, 1))
     x = 2 * condition + 0.3 * jr.normal(jr.key(1), (2000, 1))
@@ -136,8 +149,16 @@ def test_arguments_of_reflow_are_checked():
         gf.reflow(jr.key(1), flow, loss=gf.flow_matching())
     with pytest.raises(ValueError, match="`flow` must be a continuous flow"):
         gf.reflow(jr.key(1), gf.coupling_flow(jr.key(0), 2, layers=1, nn_width=4))
-    with pytest.raises(ValueError, match="`student` must have the shapes"):
-        gf.reflow(jr.key(1), flow, student=gf.continuous_flow(jr.key(0), 3, steps=1, **SMALL))
+    with pytest.raises(ValueError, match="`loss` must be left out"):
+        gf.reflow(jr.key(1), flow, options=gf.FitOptions(loss=gf.flow_matching()))
+    other = gf.Transformed(fd.Normal(jnp.ones(2)), flow.bijection)
+    with pytest.raises(ValueError, match="`student` must have the base of `flow`"):
+        gf.reflow(jr.key(1), flow, student=other)
+    broken = gf.Transformed(
+        gf.standard_normal(2), gf.FlowODE(jr.key(0), (2,), velocity=lambda t, x, c: x / 0, steps=1)
+    )
+    with pytest.raises(ValueError, match="`flow` must map noise to finite points"):
+        gf.reflow(jr.key(1), broken, student=None, n_pairs=10)
     with pytest.raises(ValueError, match="`n_pairs` must be a whole number of at least 2"):
         gf.reflow(jr.key(1), flow, n_pairs=1)
     with pytest.raises(ValueError, match="`condition` must have shape None"):

@@ -321,20 +321,7 @@ def gaussianization_of(dim: int, layers: PyTree, first: ActNorm) -> Transformed:
     return Transformed(standard_normal(dim), Invert(Chain(parts)))
 
 
-def continuous_flow(
-    key: PRNGKeyArray,
-    dim: int,
-    *,
-    cond_dim: int | None = None,
-    conditioner: ConditionerFactory | None = None,
-    nn_width: int = 64,
-    nn_depth: int = 3,
-    solver: str = "rk4",
-    steps: int = 32,
-    tolerance: float = 1e-6,
-    log_det: str = "exact",
-    terms: int | None = None,
-) -> Transformed:
+def continuous_flow(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
     r"""A continuous flow: a standard normal base carried to the data by one :class:`~gauss_flows.FlowODE`.
 
     Train it with ``gf.fit(..., loss=gf.flow_matching())``, which needs no solver. The default loss, the
@@ -343,15 +330,7 @@ def continuous_flow(
     Args:
         key: Random key.
         dim: D, at least 1.
-        cond_dim: Size of an external condition. Default: none.
-        conditioner: As for :class:`~gauss_flows.FlowODE`.
-        nn_width: Hidden units of the default network.
-        nn_depth: Its hidden layers.
-        solver: As for :class:`~gauss_flows.FlowODE`.
-        steps: As for :class:`~gauss_flows.FlowODE`. The default evaluates the velocity 128 times.
-        tolerance: As for :class:`~gauss_flows.FlowODE`.
-        log_det: As for :class:`~gauss_flows.FlowODE`.
-        terms: As for :class:`~gauss_flows.FlowODE`.
+        **options: As for :class:`~gauss_flows.FlowODE`. The default solver evaluates the velocity 128 times.
 
     Returns:
         A flowjax ``Transformed``; data to latent is ``flow.bijection.inverse``.
@@ -369,8 +348,4 @@ def continuous_flow(
         (4,)
     """
     base = standard_normal(dim)
-    ode = FlowODE(
-        key, base.shape, cond_dim=cond_dim, conditioner=conditioner, nn_width=nn_width, nn_depth=nn_depth,
-        solver=solver, steps=steps, tolerance=tolerance, log_det=log_det, terms=terms,
-    )  # fmt: skip
-    return Transformed(base, ode)
+    return Transformed(base, FlowODE(key, base.shape, **options))

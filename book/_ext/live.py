@@ -20,15 +20,12 @@ from pathlib import Path
 import rjsmin
 from docutils import nodes
 from docutils.parsers.rst import directives
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.osutil import relative_uri
 
 from motion import LEAST_ALT
 
 SHARED = ("bijectors", "network", "flow", "data", "training", "page")
-
-logger = logging.getLogger(__name__)
 
 
 class live(nodes.General, nodes.Element):  # noqa: N801 (docutils' nodes are written so)
@@ -62,8 +59,7 @@ class Live(SphinxDirective):
         elif len(alt) < LEAST_ALT:
             fault = f"its alt text must have {LEAST_ALT} characters or more, got {len(alt)}"
         if fault:
-            logger.warning("live figure %r: %s", name, fault, location=self.get_location())
-            return []
+            return refuse(self, "live", fault)
         node = live(name=name, alt=alt, options=options)
         self.set_source_info(node)
         self.state.nested_parse(self.content, self.content_offset, node)

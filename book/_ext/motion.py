@@ -37,6 +37,13 @@ def read(path):
     return json.loads(text[text.index('= {"') + 2 :].rstrip().rstrip(";"))
 
 
+def refuse(directive, kind, fault):
+    """Warn of a figure that cannot be shown, and put nothing in its place."""
+    name = directive.arguments[0]
+    logger.warning("%s figure %r: %s", kind, name, fault, location=directive.get_location())
+    return []
+
+
 class Motion(SphinxDirective):
     required_arguments = 1
     option_spec = {  # noqa: RUF012
@@ -59,13 +66,7 @@ class Motion(SphinxDirective):
         elif len(alt) < LEAST_ALT:
             fault = f"its alt text must have {LEAST_ALT} characters or more, got {len(alt)}"
         if fault:
-            logger.warning(
-                "motion figure %r: %s",
-                name,
-                fault,
-                location=self.get_location(),
-            )
-            return []
+            return refuse(self, "motion", fault)
         movie = read(data)
         node = motion(
             name=name,

@@ -96,7 +96,7 @@ class FlowODE(Bijection):
         self.cond_shape = None if cond_dim is None else (expect_whole("cond_dim", cond_dim, 1),)
         if velocity is not None and conditioner is not None:
             raise ValueError(
-                "`conditioner` must be left out where `velocity` is given, which needs no network."
+                "`conditioner` must be left out where `velocity` is given: then no network is made."
             )
         if velocity is None:
             velocity = Velocity(
@@ -116,11 +116,11 @@ class FlowODE(Bijection):
         return jnp.shape(unwrap(self._one))
 
     def transform(self, x, condition=None):
-        """X at t = 1 alone, without the integral; called here, not through a Chain, it needs no key."""
+        """Return x at t = 1 without the log-determinant; called on the layer itself, this needs no key."""
         return super(FlowODE, self._without_log_det()).transform(x, condition)
 
     def inverse(self, y, condition=None):
-        """X at t = 0 alone, without the integral; called here, not through a Chain, it needs no key."""
+        """Return x at t = 0 without the log-determinant; called on the layer itself, this needs no key."""
         return super(FlowODE, self._without_log_det()).inverse(y, condition)
 
     def transform_and_log_det(self, x, condition=None):
@@ -132,7 +132,7 @@ class FlowODE(Bijection):
     def round_trip_error(
         self, x: Float[Array, "*shape"], condition: Float[Array, " C"] | None = None
     ) -> Float[Array, ""]:
-        """How far an event is from where it comes back to, forward and backward in time; the largest element.
+        """Return the largest difference between an event and the result of following it forward and back.
 
         Args:
             x: The event at t = 0.

@@ -169,7 +169,7 @@ def fit_many(
 
 
 def with_density_error(result: FitResult, x: ArrayLike, condition: ArrayLike | None) -> FitResult:
-    """Return the result with what its solver leaves of the density, for flows that follow a velocity.
+    """Return the result together with the error that the solver of a continuous flow leaves in log p.
 
     Args:
         result: The result of a training run.
@@ -177,8 +177,8 @@ def with_density_error(result: FitResult, x: ArrayLike, condition: ArrayLike | N
         condition: One row per row of ``x``, for conditional flows.
 
     Raises:
-        UserWarning: If the mean error exceeds a thousandth of a nat. A coarse solver's density is no density,
-            and mostly looks better than it is.
+        UserWarning: If the mean error exceeds a thousandth of a nat. What a coarse solver reports is not a
+            density, and is mostly too large.
     """
     flow = result.flow
     if not (isinstance(flow, fd.AbstractDistribution) and is_continuous(flow)) or is_random(flow):

@@ -1,7 +1,7 @@
 """The directive ``live``: a figure that computes in the page, over a still picture.
 
     ```{live} train
-    :alt: What the still picture shows, for who does not see it.
+    :alt: What the still picture shows, for readers who cannot see it.
     :options: {"pattern": "fixed"}
     :notebook: What a reader of the notebook is told; JupyterLab prints the directive as it stands.
 
@@ -92,7 +92,7 @@ def add_scripts(app, pagename, templatename, context, doctree):
 
 
 def minify(app, exception):
-    """What is sent is without comments and indents; what is read, in the repository, keeps them."""
+    """Remove comments and indents from the scripts of the built site; the sources keep them."""
     if exception is None and app.builder.format == "html":
         for path in Path(app.outdir, "_static", "live").glob("*.js"):
             path.write_text(rjsmin.jsmin(path.read_text(encoding="utf-8")), encoding="utf-8")

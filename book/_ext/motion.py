@@ -1,7 +1,7 @@
 """The directive ``motion``: a figure made by ``book/motion/NAME.py``, with a player.
 
     ```{motion} coupling_layers
-    :alt: What it shows, for who does not see it.
+    :alt: What it shows, for readers who cannot see it.
     :notebook: What a reader of the notebook is told; JupyterLab prints the directive as it stands.
 
     The caption.

@@ -223,7 +223,7 @@ def alone(window, address, name, policy=POLICY, **options):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_live_figure_bears_any_use(window, address, name):
+def test_a_live_figure_survives_random_use(window, address, name):
     from axe_playwright_python.base import AXE_SCRIPT
 
     with alone(window, address, name) as page:

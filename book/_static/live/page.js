@@ -2,7 +2,7 @@
  *
  * A page has, for each figure, <figure class="live" data-live="NAME"> with a still picture. A figure's own
  * script sets liveFigures.NAME to a function of the element to fill and of this file's tools. The picture
- * stays until the reader presses Start, and for good where there is no JavaScript. */
+ * stays until the reader presses Start, and permanently where there is no JavaScript. */
 window.liveFigures = window.liveFigures || {};
 (() => {
   "use strict";

@@ -48,7 +48,7 @@ function liveTraining(parts) {
       return Float64Array.from({ length: HELD_OUT }, (_, i) => of(this.heldOut[2 * i], this.heldOut[2 * i + 1]));
     }
 
-    /** Again and again: steps for `milliseconds` of work, then a picture. With 0, one picture and the end. */
+    /** Repeats: trains for `milliseconds`, then takes a picture. With 0 it takes one picture and stops. */
     *work(milliseconds) {
       for (;;) {
         let spent = 0;

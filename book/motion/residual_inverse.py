@@ -36,7 +36,7 @@ def residual_inverse():
     gf.check("error / bound, every step", (error / bound).max(), at_most=1 + 1e-9)
 
     fig, left, right = two_panels(
-        "$x_{k+1} = z - g(x_k)$ unbends the grid", "Never above the bound",
+        "$x_{k+1} = z - g(x_k)$ straightens the grid", "Never above the bound",
         "steps k", "largest distance from the answer", lim=2.75,
     )  # fmt: skip
     left.plot(*grid.transpose(2, 1, 0), color="0.8", lw=0.8)
@@ -52,7 +52,7 @@ def residual_inverse():
     right.set(xticks=range(0, steps + 1, 5), ylim=(None, 3))
     right.legend(loc="upper right")
     captions = [
-        "The start, x₀ = z: the grid after the block. Grey: the grid before it, which we want to find."
+        "The start, x₀ = z: the grid after the block. Gray: the grid before it, which we want to find."
     ]
     captions += [
         f"After step {k}: no point is farther than {error[k]:.3f} from the solution;"

@@ -163,8 +163,14 @@ def test_the_data_are_the_packages_targets(window):
         assert divergence > 0.1
 
 
-@pytest.mark.parametrize("bijector", LAYERS)
-@pytest.mark.parametrize("layers", [1, 10])
+@pytest.mark.parametrize(
+    ("layers", "bijector"),
+    [
+        pytest.param(layers, name, marks=pytest.mark.nightly if layers > 1 and name != "affine" else [])
+        for layers in (1, 10)
+        for name in LAYERS
+    ],
+)
 def test_the_checks_hold_for_every_flow(window, bijector, layers):
     """Before training and after fast training, on every kind of data."""
     for data in ("moons", "spiral", "bumps", "drawn"):

@@ -85,7 +85,7 @@
     let turn = 0;
     const claims = {
       trip: "round trip, largest error",
-      logDet: "log-determinant minus log |det J|, largest",
+      logDet: "returned log-determinant minus log |det J|, largest",
       mass: `integral of the density in the square from −${BOX} to ${BOX}`,
     };
     const table = tools.checks(Object.values(claims));

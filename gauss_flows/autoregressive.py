@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gauss_flows import conditioners
 from gauss_flows.bijection import Bijection
 from gauss_flows.compiling import varying_like
-from gauss_flows.incremental import incremental_inverse
+from gauss_flows.masked_network import MaskedFactory, MaskedNetwork
 from gauss_flows.parametrize import Parametrized, parametrize
 from gauss_flows.rootfinding import implicit_root
 from gauss_flows.validate import Shape, expect_concrete, expect_shape, expect_whole
@@ -31,7 +31,7 @@ class MaskedAutoregressive(Bijection):
 
     J is triangular in the order of the ranks r. ``transform`` makes all parameters in one pass of a masked
     network. The inverse needs :math:`x_j` before :math:`\theta_i`, so it takes one step per rank; but a step
-    computes only the hidden units that have just become known, so all steps together cost the arithmetic
+    computes only what has just become known in the network, so all steps together cost the arithmetic
     of one pass. Read for densities (data to latent) this is a masked autoregressive flow, MAF; the same
     layer used for sampling (latent to data, flowjax's ``Invert`` the other way) is an inverse
     autoregressive flow, IAF. Elements of equal rank do not depend on each other: with D ranks the layer is
@@ -46,9 +46,10 @@ class MaskedAutoregressive(Bijection):
         order: Whole numbers of the event's shape: an element depends on those with smaller numbers. Any
             permutation, or fewer ranks. Default: C order.
         passes: In place of ``order``: this many ranks of consecutive elements, 2 to D.
-        conditioner: :class:`~gauss_flows.conditioners.Made` (the default, with ``nn_width`` and
-            ``nn_depth``), or any factory as for :class:`~gauss_flows.Coupling`: its network takes as input
-            the event, with zeros for what it may not see, and the condition, and is run once for each rank.
+        conditioner: A masked network: :class:`~gauss_flows.conditioners.Made` (the default, with
+            ``nn_width`` and ``nn_depth``) or :class:`~gauss_flows.conditioners.PatchTransformer`. Or any
+            factory as for :class:`~gauss_flows.Coupling`: its network takes as input the event, with zeros
+            for what it may not see, and the condition, and is run once for each rank.
         cond_dim: Size of an external condition, shape (cond_dim,). Default: none.
         nn_width: Hidden units of the default conditioner.
         nn_depth: Hidden layers of the default conditioner.
@@ -105,7 +106,7 @@ class MaskedAutoregressive(Bijection):
         # The degree of each of the network's inputs and outputs; a network without masks needs their numbers.
         inputs = self._ranks + (-1,) * (cond_dim or 0)
         outputs = tuple(np.repeat(np.array(self._ranks) - 1, self._bijector.size).tolist())
-        if masked := isinstance(conditioner, conditioners.Made):
+        if masked := isinstance(conditioner, MaskedFactory):
             self.conditioner = conditioner(inputs, outputs, key=key)
         else:
             self.conditioner = conditioners.make(conditioner, len(inputs), len(outputs), key=key)
@@ -143,7 +144,7 @@ class MaskedAutoregressive(Bijection):
             condition: The external condition, where the layer has one.
         """
         with_condition = lambda v: v if condition is None else jnp.concatenate([v, condition])
-        if isinstance(self.conditioner, conditioners.MaskedMLP):
+        if isinstance(self.conditioner, MaskedNetwork):
             out = self.conditioner(with_condition(flat)).reshape(len(flat), -1)
         else:
             ranks = np.array(self._ranks)
@@ -159,9 +160,9 @@ class MaskedAutoregressive(Bijection):
 
     def inverse_and_log_det(self, y, condition=None):
         flat = y.ravel()
-        if self.inverse_method == "incremental" and isinstance(self.conditioner, conditioners.MaskedMLP):
-            ranks = np.array(self._ranks)
-            x, log_slopes = incremental_inverse(self.conditioner, self._bijector, ranks, flat, condition)
+        if self.inverse_method == "incremental" and isinstance(self.conditioner, MaskedNetwork):
+            by_steps, ranks = self.conditioner.incremental_inverse, np.array(self._ranks)
+            x, log_slopes = by_steps(self._bijector, ranks, flat, condition)
         else:
             at_once = self.inverse_method == "jacobi"
             x = self._jacobi(flat, condition)[0] if at_once else self._sequential(flat, condition)

@@ -39,18 +39,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from gauss_flows.compiling import varying_like
-from gauss_flows.made import MaskedMLP
-from gauss_flows.parametrize import Parametrized
 
 _LOOPS = 4  # the steps run in so many loops, each over the units known by its end; more compile longer
 
 
 def incremental_inverse(
-    network: MaskedMLP,
-    bijector: Parametrized,
+    network: PyTree,
+    bijector: PyTree,
     ranks: np.ndarray,
     y: Float[Array, " D"],
     condition: Float[Array, " C"] | None,
@@ -58,8 +56,10 @@ def incremental_inverse(
     """Return the x with :math:`T(x) = y`, and minus the log of each slope there.
 
     Args:
-        network: The masked network; its inputs are the elements and then the condition.
-        bijector: The scalar bijector whose parameters the network predicts.
+        network: A :class:`~gauss_flows.conditioners.MaskedMLP`; its inputs are the elements and then the
+            condition.
+        bijector: The scalar bijector whose parameters the network predicts, a
+            :class:`~gauss_flows.Parametrized`.
         ranks: The rank of each element, whole numbers from 0 to the number of steps less one, shape (D,).
         y: What to invert, flat.
         condition: The external condition, where the layer has one.

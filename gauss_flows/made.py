@@ -11,12 +11,14 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from gauss_flows.incremental import incremental_inverse
+from gauss_flows.masked_network import Degrees, MaskedFactory, MaskedNetwork, expect_degrees
 from gauss_flows.validate import expect_whole
 
 Activation = Callable[[Array], Array]
 
 
-class MaskedMLP(eqx.Module):
+class MaskedMLP(MaskedNetwork):
     r"""A multilayer perceptron whose unit i depends on unit j of the layer before only if its degree allows.
 
     .. math:: h_l = a\big((W_l \odot M_l)\, h_{l-1} + b_l\big), \qquad
@@ -74,9 +76,12 @@ class MaskedMLP(eqx.Module):
             x = weight @ (self.activation(x) if i else x) + layer.bias
         return x
 
+    def incremental_inverse(self, bijector, ranks, y, condition):
+        return incremental_inverse(self, bijector, ranks, y, condition)
+
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class Made(MaskedFactory):
     """A factory of masked networks (MADE), the conditioner of autoregressive layers; also named ``made``.
 
     One pass gives the parameters of all coordinates, each from the coordinates before it.
@@ -105,13 +110,9 @@ class Made:
         expect_whole("nn_width", self.width, 1)
         expect_whole("nn_depth", self.depth, 1)
 
-    def __call__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, key: PRNGKeyArray) -> MaskedMLP:
+    def __call__(self, inputs: Degrees, outputs: Degrees, *, key: PRNGKeyArray) -> MaskedMLP:
         """The network from the degrees of its inputs and outputs; hidden units share all useful ones."""
-        degrees = isinstance(inputs, tuple)
-        if not degrees:
-            raise ValueError(
-                "`conditioner` must not be `made(...)`, whose masks only MaskedAutoregressive can use."
-            )
+        expect_degrees("made", inputs)
         low, high = min(inputs), max(outputs)
         hidden = tuple(low + j * (high - low + 1) // self.width for j in range(self.width))
         layers = (inputs, *[hidden] * self.depth, outputs)

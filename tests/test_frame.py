@@ -23,14 +23,15 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "validate compiling deprecated",
-            "bijection moments normal rootfinding fit_options masks made ode_solver",
+            "validate compiling deprecated masked_network",
+            "incremental",
+            "bijection moments normal rootfinding fit_options masks made patch_transformer ode_solver",
             "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk",
-            "bijectors mixtures spline incremental velocity",
+            "bijectors mixtures spline velocity",
             "coupling autoregressive residual marginal continuous",
-            "flows initialize fit_result",
+            "flows transformer_flow initialize fit_result",
             "rbig fit_loop",
-            "train",
+            "train guidance",
             "distill flow_matching",
         )
     )

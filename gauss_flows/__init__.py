@@ -45,6 +45,7 @@ from gauss_flows.flows import (
     maf,
     residual_flow,
 )
+from gauss_flows.guidance import drop_condition, guided
 from gauss_flows.information import entropy, kl_divergence, negentropy, total_correlation
 from gauss_flows.initialize import data_init, warm_start
 from gauss_flows.io import load, save
@@ -60,6 +61,7 @@ from gauss_flows.residual import Residual
 from gauss_flows.spline import RQSpline
 from gauss_flows.train import fit, fit_many
 from gauss_flows.transformed import Transformed
+from gauss_flows.transformer_flow import transformer_flow
 
 __version__ = "0.1.0"
 
@@ -105,12 +107,14 @@ __all__ = [
     "data_init",
     "density_error",
     "distill",
+    "drop_condition",
     "entropy",
     "estimate_log_prob",
     "fit",
     "fit_many",
     "flow_matching",
     "gaussianization_flow",
+    "guided",
     "iaf",
     "information",
     "kl_divergence",
@@ -130,6 +134,7 @@ __all__ = [
     "standard_normal",
     "targets",
     "total_correlation",
+    "transformer_flow",
     "warm_start",
     "with_log_det",
 ]

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from gauss_flows.made import Activation, Made
 from gauss_flows.made import MaskedMLP as MaskedMLP
+from gauss_flows.patch_transformer import CausalTransformer as CausalTransformer
+from gauss_flows.patch_transformer import PatchTransformer
 from gauss_flows.validate import expect_whole
 
 ConditionerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
@@ -239,7 +241,7 @@ class _Attention(eqx.Module):
         return self.last(self.norm(tokens.mean(axis=0)))
 
 
-made = Made  # as the other factories are named
+made, patch_transformer = Made, PatchTransformer  # as the other factories are named
 
 
 def _zeros(layer: PyTree) -> PyTree:

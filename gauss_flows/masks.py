@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
-from jaxtyping import Bool, PRNGKeyArray
+from jaxtyping import Bool, Int, PRNGKeyArray
 
 from gauss_flows.validate import Given, Shape, expect_concrete, expect_shape, expect_whole
 
@@ -146,6 +146,46 @@ def flip(mask: Mask) -> Mask:
         array([0, 1, 1])
     """
     return ~as_mask(mask, np.shape(mask))
+
+
+def patch_order(shape: Shape, patch: int, *, reverse: bool = False) -> Int[np.ndarray, "*shape"]:
+    """The order of an autoregressive layer over square patches: row by row, each patch one rank.
+
+    Args:
+        shape: The image's shape, (height, width) or (height, width, channels).
+        patch: Height and width of a patch; a divisor of the image's height and width.
+        reverse: Count from the last patch to the first.
+
+    Returns:
+        Integer array of that shape, the rank of each element; at least two ranks.
+
+    Raises:
+        ValueError: If the shape is not an image's, or ``patch`` does not divide it into two patches or more.
+
+    Source:
+        Zhai et al., "Normalizing flows are capable generative models" (ICML 2025).
+
+    Example:
+        >>> patch_order((2, 4), 2)
+        array([[0, 0, 1, 1],
+               [0, 0, 1, 1]])
+    """
+    shape = expect_shape(shape)
+    if len(shape) not in (2, 3):
+        raise ValueError(f"`shape` must be (height, width) or (height, width, channels); got {shape}.")
+    (height, width), patch = shape[:2], expect_whole("patch", patch, 1)
+    if height % patch or width % patch:
+        raise ValueError(
+            f"`patch` must divide the image's height and width, {height} × {width}; got {patch}."
+        )
+    if patch == height == width:
+        raise ValueError(
+            f"`patch` must leave at least two patches of {height} × {width} pixels; got {patch}."
+        )
+    rows, columns = np.arange(height) // patch, np.arange(width) // patch
+    ranks = rows[:, None] * (width // patch) + columns[None, :]
+    ranks = ranks.max() - ranks if reverse else ranks
+    return np.broadcast_to(ranks.reshape(height, width, *[1] * (len(shape) - 2)), shape).copy()
 
 
 def reachability(masks: Iterable[Mask | None]) -> Bool[np.ndarray, "D D"]:

@@ -55,6 +55,18 @@ def bent_marginals(key):
     return eqx.tree_at(lambda b: b.raw, layer, 0.5 * jr.normal(key, layer.raw.shape))
 
 
+def patch_layer(key, *, cond_dim=None, bijector=None, inverse=None, zero_last=False):
+    """An autoregressive layer over patches, whose transformer depends on the condition."""
+    network = gf.conditioners.patch_transformer(8, heads=2, zero_last=zero_last)
+    bijector = gf.bijectors.exp_affine(2.0) if bijector is None else bijector
+    options = {"bijector": bijector, "conditioner": network, "cond_dim": cond_dim, "inverse": inverse}
+    layer = gf.MaskedAutoregressive(key, PATCHES.shape, order=PATCHES, **options)
+    if cond_dim is None or zero_last:
+        return layer
+    where = lambda layer: layer.conditioner.condition.weight
+    return eqx.tree_at(where, layer, 0.5 * jr.normal(key, where(layer).shape))
+
+
 def steep(block):
     """The weights so large that every layer is at its bound."""
     where = lambda b: [weight.args[0] for weight in b.network.weights]
@@ -66,6 +78,8 @@ SPLINE = fb.RationalQuadraticSpline(knots=4, interval=3)
 MASK_1, MASK_3 = _random_mask(0, (5,)), _random_mask(1, (2, 3, 2))
 
 ORDER_1 = np.array([3, 0, 4, 1, 2])
+
+PATCHES = gf.masks.patch_order((4, 4, 2), 2, reverse=True)
 
 ORDER_3 = np.array([4, 4, 0, 2, 9, 4, 0, 2, 2, 4, 9, 0]).reshape(2, 3, 2)
 
@@ -195,6 +209,12 @@ CASES: dict[str, Case] = {
         (4,),
         cond_dim=1,
         pattern=order_pattern(range(4)),
+    ),
+    "MaskedAutoregressive, patches": Case(
+        lambda k: patch_layer(k), PATCHES.shape, pattern=order_pattern(PATCHES)
+    ),
+    "MaskedAutoregressive, patches and condition": Case(
+        lambda k: patch_layer(k, cond_dim=3), PATCHES.shape, cond_dim=3, pattern=order_pattern(PATCHES)
     ),
     "MarginalGaussianization": Case(lambda k: bent_marginals(k), (3,), pattern=np.eye(3, dtype=bool)),
     "Scan": Case(

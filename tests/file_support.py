@@ -45,6 +45,7 @@ FLOWS = {
     "coupling_flow, householder": lambda k: small(k, gf.DeepSigmoid(2), mixing="householder"),
     "maf": lambda k: gf.maf(k, 2, layers=2, nn_width=8),
     "iaf": lambda k: gf.iaf(k, 2, layers=2, nn_width=8, bijector=gf.bijectors.exp_affine(2.0)),
+    "transformer_flow": lambda k: gf.transformer_flow(k, (2, 4), layers=2, nn_width=8, cond_dim=2),
     "residual_flow": lambda k: gf.residual_flow(k, 2, layers=2, nn_width=8),
     "gaussianization_flow": lambda k: gf.gaussianization_flow(
         k, 2, layers=1, bijector=gf.MixtureGaussianCDF(2)

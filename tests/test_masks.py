@@ -59,6 +59,9 @@ def test_masks_say_who_is_passive():
         (lambda: gf.masks.checkerboard(0, 4), "`height` must be a whole number of at least 1; got 0"),
         (lambda: gf.masks.channel(2, 2, 1), "`channels` must be a whole number of at least 2; got 1"),
         (lambda: gf.masks.flip(np.ones(3)), "`mask` must be a boolean array"),
+        (lambda: gf.masks.patch_order((4, 6), 4), "`patch` must divide .*, 4 × 6; got 4"),
+        (lambda: gf.masks.patch_order((4, 4), 4), "`patch` must leave at least two patches of 4 × 4 pixels"),
+        (lambda: gf.masks.patch_order((4,), 2), r"`shape` must be \(height, width\) or .*got \(4,\)"),
         (
             lambda: jax.jit(lambda k: gf.masks.random(k, (4,)).sum())(jr.key(0)),
             "`key` must be a concrete random key",
@@ -80,6 +83,15 @@ def test_masks_say_who_is_passive():
 def test_masks_and_conditioners_refuse(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_order_of_patches_goes_row_by_row():
+    order = gf.masks.patch_order((4, 6, 2), 2)
+    assert order.shape == (4, 6, 2)
+    assert all(order[i, j, c] == 3 * (i // 2) + j // 2 for i in range(4) for j in range(6) for c in range(2))
+    backward = gf.masks.patch_order((4, 6, 2), 2, reverse=True)
+    assert (backward == 5 - order).all()
+    assert gf.masks.patch_order((2, 4), 2).tolist() == [[0, 0, 1, 1]] * 2
 
 
 def test_masks_half():

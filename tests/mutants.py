@@ -617,6 +617,22 @@ DOCUMENTED = tuple(Mutant(*row) for row in (
      "test_continuous.py exact_velocity and two_moons"),
     ("sign of a density's error", "density_error", "difference = coarse - fine",
      "difference = fine - coarse", "", "test_continuous.py looks_better"),
+    ("attention to later tokens", "Block.__call__", "np.tri(len(tokens), dtype=bool)",
+     "np.tri(len(tokens), k=1, dtype=bool)", "", "test_patch_transformer.py depends_on_earlier"),
+    ("own key not used", "Block.step", "jnp.arange(len(keys)) <= place", "jnp.arange(len(keys)) < place", "",
+     "test_patch_transformer.py cache_gives_the_inverse"),
+    ("heads not scaled", "Block._update", "query.shape[-1] ** -0.5", "query.size ** -0.5", "",
+     "test_patch_transformer.py computes_what"),
+    ("token holds its own patch", "CausalTransformer.__call__", "(patches[:-1]), ((1, 0), (0, 0))",
+     "(patches[1:]), ((0, 1), (0, 0))", "", "test_patch_transformer.py depends_on_earlier"),
+    ("guidance towards no condition", "CausalTransformer._guided", "outs[0] - outs[1]", "outs[1] - outs[0]",
+     "", "test_guidance.py beyond_the_condition"),
+    ("condition kept as often as it should be dropped", "_DropCondition.__call__", "1 - self.probability",
+     "self.probability", "", "test_guidance.py as_often_as"),
+    ("patches column by column", "patch_order", "rows[:, None] * (width // patch) + columns[None, :]",
+     "columns[None, :] * (height // patch) + rows[:, None]", "", "test_masks.py order_of_patches"),
+    ("no reversal between layers", "_layer", "order=order, **options), flip])", "order=order, **options)])",
+     "", "test_transformer_flow.py reversed_in_every_other"),
 ))  # fmt: skip
 
 

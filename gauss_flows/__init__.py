@@ -46,10 +46,11 @@ from gauss_flows.flows import (
     residual_flow,
 )
 from gauss_flows.guidance import drop_condition, guided
+from gauss_flows.image import Split, Squeeze, image_flow
 from gauss_flows.information import entropy, kl_divergence, negentropy, total_correlation
 from gauss_flows.initialize import data_init, warm_start
 from gauss_flows.io import load, save
-from gauss_flows.linear import HouseholderRotation, LULinear
+from gauss_flows.linear import Conv1x1, HouseholderRotation, LULinear
 from gauss_flows.lipschitz import LipschitzMLP
 from gauss_flows.log_det import estimate_log_prob, with_log_det
 from gauss_flows.marginal import MarginalGaussianization
@@ -73,6 +74,7 @@ __all__ = [
     "AffineCoupling",
     "Bijection",
     "CheckError",
+    "Conv1x1",
     "Coupling",
     "DeepSigmoid",
     "DeepSigmoidCoupling",
@@ -94,6 +96,8 @@ __all__ = [
     "Report",
     "Residual",
     "Scan",
+    "Split",
+    "Squeeze",
     "Transformed",
     "bijectors",
     "check",
@@ -116,6 +120,7 @@ __all__ = [
     "gaussianization_flow",
     "guided",
     "iaf",
+    "image_flow",
     "information",
     "kl_divergence",
     "load",

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from paramax import NonTrainable, non_trainable, unwrap
 
 from gauss_flows.compiling import compiled, jit_once, varying_like
-from gauss_flows.validate import as_floats, expect_whole
+from gauss_flows.validate import Shape, as_floats, expect_shape, expect_whole
 
 
 def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
@@ -31,9 +31,13 @@ def stack(keys: Array, layer: Callable) -> PyTree:
     return eqx.filter_vmap(lambda key: layer(key))(keys)
 
 
-def standard_normal(dim: int) -> fd.Normal:
-    """The base density of every flow here, of D independent coordinates; training leaves it as it is."""
-    return non_trainable(fd.Normal(jnp.zeros(expect_whole("dim", dim, 1))))
+def standard_normal(dim: int | Shape) -> fd.Normal:
+    """The base density of every flow here, of D independent coordinates; training leaves it as it is.
+
+    For an event that is no vector, such as an image, ``dim`` is its shape.
+    """
+    shape = expect_shape(dim) if isinstance(dim, tuple) else (expect_whole("dim", dim, 1),)
+    return non_trainable(fd.Normal(jnp.zeros(shape)))
 
 
 def copied(tree):

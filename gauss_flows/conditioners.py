@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from gauss_flows.convolution import ConvNet as ConvNet
+from gauss_flows.convolution import conv as conv
 from gauss_flows.made import Activation, Made
 from gauss_flows.made import MaskedMLP as MaskedMLP
 from gauss_flows.patch_transformer import CausalTransformer as CausalTransformer
 from gauss_flows.patch_transformer import PatchTransformer
-from gauss_flows.validate import expect_whole
+from gauss_flows.validate import expect_key, expect_whole
 
 ConditionerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 
@@ -277,8 +279,7 @@ def make(factory: ConditionerFactory, in_size: int, out_size: int, *, key: PRNGK
         ValueError: If ``factory`` is not callable, or does not make a callable from a vector of
             ``in_size`` to a vector of ``out_size``.
     """
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"`key` must be a random key, such as jax.random.key(0); got {key!r}.")
+    expect_key(key)
     kind = type(factory).__name__
     if not callable(factory):
         raise ValueError(

@@ -18,7 +18,7 @@ from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.log_det import LogDetMethod
 from gauss_flows.marginal import MarginalGaussianization
 from gauss_flows.mixtures import MixtureGaussianCDF
-from gauss_flows.parametrize import Parametrized
+from gauss_flows.parametrize import Parametrized, limited
 from gauss_flows.residual import Residual, ResidualInverse
 from gauss_flows.spline import RQSpline
 from gauss_flows.transformed import Transformed
@@ -85,15 +85,7 @@ def coupling_flow(
 
 
 def _limited(bijector, layers):
-    """The bijector with limits such that no weights of the networks make the stack overflow.
-
-    A standard normal log-density is finite in single precision up to |z| = 1.8e19. From |x| = 1e6 that
-    leaves a factor of e^30 for all layers together, of which e^6 is left to the linear maps between them.
-    """
-    layers = expect_whole("layers", layers, 1)
-    if isinstance(bijector, Parametrized):
-        return bijector
-    return Parametrized(RQSpline() if bijector is None else bijector, max_log_scale=24 / layers)
+    return limited(RQSpline() if bijector is None else bijector, expect_whole("layers", layers, 1))
 
 
 def _flow(key, dim, layers, layer, **options):

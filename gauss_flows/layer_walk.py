@@ -16,7 +16,7 @@ from paramax import NonTrainable, unwrap
 from gauss_flows.moments import mean_and_std
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """What passes through a flow: events, conditions, which rows were lost first, whether all layers fit."""
 
     x: Array
@@ -25,8 +25,14 @@ class _Rows(NamedTuple):
     fit: Array
 
     @classmethod
-    def start(cls, x: Array, condition: Array | None) -> "_Rows":
+    def start(cls, x: Array, condition: Array | None) -> "Rows":
         return cls(x, condition, jnp.zeros(len(x), bool), jnp.array(True))
+
+    def moved_to(self, x: Array) -> "Rows":
+        """The rows after a map to x; those that are not finite there are lost."""
+        lost = ~jnp.isfinite(x).reshape(len(x), -1).all(axis=1)
+        # Only the first rows that are lost count: a layer set from them would lose all others.
+        return self._replace(x=x, lost=jnp.where(self.lost.any(), self.lost, lost))
 
 
 def set_layers(
@@ -80,7 +86,7 @@ def _walk_all(flow, x, condition, change, kinds):
     # Rounding that is not magnified passes as the constant it stands for, or the next layer would magnify it.
     _, std, constant = mean_and_std(x)
     x = jnp.where((constant & (std == 1))[None], x[:1], x)
-    return _walk(flow, _Rows.start(x, condition), change, kinds, True)
+    return _walk(flow, Rows.start(x, condition), change, kinds, True)
 
 
 _walk_compiled = eqx.filter_jit(_walk_all)
@@ -100,8 +106,10 @@ def walk(
     The pass enters distributions and their base distributions; flowjax's ``Chain``, ``Scan``, ``Invert``,
     ``Concatenate``, ``Stack``, ``Reshape``, ``Indexed``, ``EmbedCondition``, ``Vmap`` (whose parameters are
     all mapped, or all shared), ``Sandwich`` and, in its direction ``transform``, ``NumericalInverse``; and
-    paramax's ``NonTrainable``, inside which arrays stay wrapped. What holds no such layer is applied as it
-    is.
+    paramax's ``NonTrainable``, inside which arrays stay wrapped; and what has a method ``walk_inside(rows,
+    forward, go)``, such as :class:`~gauss_flows.Squeeze` and :class:`~gauss_flows.Split`, which calls
+    ``go(bijection, rows, forward)`` for the bijection inside it and returns itself with the new one, and the
+    rows that leave it. What holds no such layer is applied as it is.
 
     Args:
         flow: A distribution, or any flowjax bijection.
@@ -118,7 +126,7 @@ def walk(
     Raises:
         ValueError: If a layer is inside a container that the pass cannot enter.
     """
-    new, rows = _walk(flow, _Rows.start(x, condition), change, kinds, forward)
+    new, rows = _walk(flow, Rows.start(x, condition), change, kinds, forward)
     return new, rows.x
 
 
@@ -130,6 +138,8 @@ def _walk(part, rows, change, kinds, forward):
         return part, _apply(part, rows._replace(fit=rows.fit & fits), forward)
     if not holds(part, kinds):
         return part, rows if isinstance(part, AbstractDistribution) else _apply(part, rows, forward)
+    if hasattr(part, "walk_inside"):
+        return part.walk_inside(rows, forward, go)
     for container, enter in _CONTAINERS:
         if isinstance(part, container):
             found = enter(part, rows, forward, go)
@@ -160,10 +170,7 @@ def _change_unwrapped(part, rows, change, forward):
 def _apply(bijection, rows, forward):
     bijection = unwrap(bijection)
     method = bijection.transform if forward else bijection.inverse
-    x = jax.vmap(method, (0, None if rows.condition is None else 0))(rows.x, rows.condition)
-    lost = ~jnp.isfinite(x).reshape(len(x), -1).all(axis=1)
-    # Only the first rows that are lost count: a layer set from them would lose all others.
-    return rows._replace(x=x, lost=jnp.where(rows.lost.any(), rows.lost, lost))
+    return rows.moved_to(jax.vmap(method, (0, None if rows.condition is None else 0))(rows.x, rows.condition))
 
 
 def _with(part, **fields):
@@ -282,7 +289,7 @@ def _vmap(part, rows, forward, go):
             condition = jnp.moveaxis(condition, condition_axis + 1, 1).reshape(n * k, *inner_shape)
         elif condition is not None:
             condition = repeat(condition)
-        inside = _Rows(rows.x.reshape(n * k, *rows.x.shape[2:]), condition, repeat(rows.lost), rows.fit)
+        inside = Rows(rows.x.reshape(n * k, *rows.x.shape[2:]), condition, repeat(rows.lost), rows.fit)
         inner, inside = go(part.bijection, inside, forward)
         x, lost = inside.x.reshape(n, k, *inside.x.shape[1:]), inside.lost.reshape(n, k).any(axis=1)
         return _with(part, bijection=inner), rows._replace(x=x, lost=lost, fit=inside.fit)

@@ -1,15 +1,18 @@
 """Linear maps between the other layers, which mix the coordinates."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.scipy.linalg import lu, solve_triangular
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from paramax import Parameterize
 from paramax.utils import inv_softplus
 
 from gauss_flows.bijection import Bijection
-from gauss_flows.validate import Given, Shape, expect_shape, expect_whole
+from gauss_flows.compiling import jit_once
+from gauss_flows.validate import Given, Shape, expect_key, expect_shape, expect_whole
 
 
 class HouseholderRotation(Bijection):
@@ -141,6 +144,92 @@ class LULinear(Bijection):
         unit = jnp.eye(len(self.bias), dtype=self.bias.dtype)
         x = solve_triangular(lower, unit, lower=True, unit_diagonal=True) @ (y - self.bias)
         return solve_triangular(upper, unit) @ x, -jnp.log(self.diagonal).sum()
+
+
+class Conv1x1(Bijection):
+    r"""A convolution over 1×1 pixels: the same linear map of the channels at every pixel, in its LU form.
+
+    .. math:: z_{hw} = W x_{hw}, \qquad W = P L U, \qquad
+              \log|\det J| = H W \sum_i \log |U_{ii}|.
+
+    W starts as a random orthogonal matrix. The permutation P and the signs of U's diagonal stay as they are
+    drawn. Trained are L below its diagonal of ones, U above its diagonal, and :math:`\log |U_{ii}|`.
+
+    Args:
+        key: Random key.
+        shape: The event's shape, of at least two axes, such as (H, W, C); the last one holds the channels.
+
+    Raises:
+        ValueError: If ``key`` is no random key, or the shape has fewer than two axes.
+
+    Source:
+        Kingma and Dhariwal, "Glow" (NeurIPS 2018), section 3.2.
+
+    Example:
+        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
+        >>> layer = gf.Conv1x1(jr.key(0), (4, 4, 3))
+        >>> z, log_det = layer.transform_and_log_det(jnp.ones((4, 4, 3)))
+    """
+
+    shape: Shape = eqx.field(static=True)
+    cond_shape: None = eqx.field(static=True)
+    permutation: Int[Array, " C"]  # row i of W is that row of L U
+    signs: Int[Array, " C"]
+    lower: Float[Array, "C C"]
+    upper: Float[Array, "C C"]
+    log_diagonal: Float[Array, " C"]
+
+    def __init__(self, key: PRNGKeyArray, shape: Shape):
+        expect_key(key)
+        self.shape, self.cond_shape = expect_shape(shape), None
+        if len(self.shape) < 2:
+            raise ValueError(f"`shape` must have at least two axes, the last for channels; got {self.shape}.")
+        self.permutation, self.signs, self.lower, self.upper, self.log_diagonal = _random_factors(
+            key, self.shape[-1]
+        )
+
+    @property
+    def matrix(self) -> Float[Array, "C C"]:
+        """The matrix W."""
+        lower, upper = self._factors()
+        return (lower @ upper)[self.permutation]
+
+    def _factors(self):
+        unit = jnp.eye(len(self.permutation), dtype=self.lower.dtype)
+        diagonal = self.signs * jnp.exp(self.log_diagonal)
+        return jnp.tril(self.lower, -1) + unit, jnp.triu(self.upper, 1) + unit * diagonal[None, :]
+
+    def _each_pixel(self, matrix, event):
+        return (event.reshape(-1, len(matrix)) @ matrix.T).reshape(self.shape)
+
+    def _log_det(self):
+        return math.prod(self.shape[:-1]) * self.log_diagonal.sum()
+
+    def transform_and_log_det(self, x, condition=None):
+        return self._each_pixel(self.matrix, x), self._log_det()
+
+    def inverse_and_log_det(self, y, condition=None):
+        lower, upper = self._factors()  # as in LULinear, the inverse matrix comes first
+        unit = jnp.eye(len(self.permutation), dtype=lower.dtype)
+        inverse = solve_triangular(upper, solve_triangular(lower, unit, lower=True, unit_diagonal=True))
+        return self._each_pixel(inverse[:, self.permutation], y), -self._log_det()
+
+
+@jit_once
+def _random_factors(key, size):
+    """The factors of a random orthogonal matrix: P as an order, the signs and logarithms of U's diagonal."""
+    turn, triangle = jnp.linalg.qr(jax.random.normal(key, (size, size)))
+    turn = turn * jnp.where(jnp.diagonal(triangle) < 0, -1, 1)[None, :]  # uniform over all of them
+    permutation, lower, upper = lu(turn)
+    diagonal = jnp.diagonal(upper)
+    signs = 1 - 2 * (diagonal < 0).astype(int)
+    return (
+        permutation.argmax(axis=1),
+        signs,
+        jnp.tril(lower, -1),
+        jnp.triu(upper, 1),
+        jnp.log(jnp.abs(diagonal)),
+    )
 
 
 def _vector(shape: Given) -> tuple[int, ...]:

@@ -158,6 +158,18 @@ def parametrize(bijector: AbstractBijection | Parametrized, *, at_least: int = 0
     return parametrized
 
 
+def limited(bijector: AbstractBijection | Parametrized, layers: int) -> Parametrized:
+    """Return the bijector with limits such that no weights of the networks make a stack of layers overflow.
+
+    A standard normal log-density is finite in single precision up to |z| = 1.8e19. From |x| = 1e6 that
+    leaves a factor of e^30 for all layers together, of which e^6 is left to the linear maps between them. A
+    :class:`Parametrized` is returned as it is.
+    """
+    if isinstance(bijector, Parametrized):
+        return bijector
+    return Parametrized(bijector, max_log_scale=24 / layers)
+
+
 UNLIMITED = 1e30  # in place of infinity, whose differences are NaN
 
 

@@ -33,6 +33,12 @@ def expect_whole(name: str, value: Given, at_least: int) -> int:
     return int(value)
 
 
+def expect_key(key: Given) -> None:
+    """Refuse what is no random key."""
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"`key` must be a random key, such as jax.random.key(0); got {key!r}.")
+
+
 def expect_real(name: str, value: Given) -> None:
     """Refuse what cannot stand for real numbers without losing something; it also takes tracers.
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 
 import equinox as eqx
 import flowjax.bijections as fb
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
 
 import gauss_flows as gf
+from gauss_flows.bijection import partition
+from gauss_flows.image import unsqueeze
 
 
 @dataclass
@@ -48,6 +51,38 @@ def bent_lu(key):
 def bent_actnorm(key):
     numbers = 0.5 * jr.normal(key, (2, 2, 3))
     return eqx.tree_at(lambda b: (b.log_scale, b.bias), gf.ActNorm((2, 3)), tuple(numbers))
+
+
+def shaken(bijection, key):
+    """All trainable parameters moved at random."""
+    params, rest = partition(bijection)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jr.split(key, len(leaves))
+    moved = [a + 0.3 * jr.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys, strict=True)]
+    return eqx.combine(jax.tree.unflatten(structure, moved), rest)
+
+
+def channel_coupling(key, height, width, channels, cond_dim=0):
+    network = gf.conditioners.conv(height, width, 8, cond_dim=cond_dim)
+    return gf.Coupling(
+        key,
+        (height, width, channels),
+        bijector=gf.bijectors.exp_affine(2.0),
+        mask=gf.masks.channel(height, width, channels),
+        conditioner=network,
+        cond_dim=cond_dim or None,
+    )
+
+
+def channel_pattern(pixels, channels) -> np.ndarray:
+    """Each pixel depends on its own channels."""
+    return np.kron(np.eye(pixels, dtype=bool), np.ones((channels, channels), bool))
+
+
+def split_pattern() -> np.ndarray:
+    """2×2 pixels of two channels, of which the first depends on itself and the second on the first too."""
+    first = np.tile([True, False], 4)
+    return np.eye(8, dtype=bool) | np.broadcast_to(first, (8, 8))
 
 
 def bent_marginals(key):
@@ -164,6 +199,24 @@ CASES: dict[str, Case] = {
     "HouseholderRotation, default": Case(lambda k: gf.HouseholderRotation(2, (4,)), (4,)),
     "LULinear": Case(lambda k: bent_lu(k), (4,)),
     "ActNorm": Case(lambda k: bent_actnorm(k), (2, 3)),
+    "ActNorm, per channel": Case(
+        lambda k: shaken(gf.ActNorm((2, 3, 2), per_channel=True), k),
+        (2, 3, 2),
+        pattern=np.eye(12, dtype=bool),
+    ),
+    "Conv1x1": Case(lambda k: shaken(gf.Conv1x1(k, (2, 3, 3)), k), (2, 3, 3), pattern=channel_pattern(6, 3)),
+    "Squeeze": Case(
+        lambda k: shaken(gf.Squeeze(channel_coupling(k, 1, 2, 4, cond_dim=2)), k),
+        (2, 4, 1),
+        cond_dim=2,
+        pattern=coupling_pattern(unsqueeze(gf.masks.channel(1, 2, 4))),
+    ),
+    "Split": Case(
+        lambda k: shaken(gf.Split(k, gf.Squeeze(gf.Conv1x1(k, (1, 1, 4))), cond_dim=2), k),
+        (2, 2, 2),
+        cond_dim=2,
+        pattern=split_pattern(),
+    ),
     "MixtureGaussianCDFCoupling, rank 3": Case(
         lambda k: gf.MixtureGaussianCDFCoupling(k, (2, 3, 2), mask=MASK_3, n_components=3, nn_width=16),
         (2, 3, 2),

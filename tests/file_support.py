@@ -50,6 +50,10 @@ FLOWS = {
     "gaussianization_flow": lambda k: gf.gaussianization_flow(
         k, 2, layers=1, bijector=gf.MixtureGaussianCDF(2)
     ),
+    "image_flow": lambda k: gf.image_flow(k, (4, 4, 1), steps=(2, 1), nn_width=4, cond_dim=1),
+    "image_flow, permutation": lambda k: gf.image_flow(
+        k, (2, 2, 1), steps=(1,), mixing="permutation", nn_width=4
+    ),
     "roulette": lambda k: gf.with_log_det(
         gf.Residual(k, shape=(2,), log_det="roulette", nn_width=8), key=jr.key(1)
     ),

@@ -57,3 +57,25 @@ def test_columns_of_any_scale_are_standardized(offset):
         assert float(layer.log_scale[0]) == pytest.approx(
             -np.log(scale) - np.log(x.std(dtype=float) / scale), abs=1e-4
         )
+
+
+def test_channels_are_standardized_over_all_pixels():
+    """Forward and backward; a channel without spread keeps scale 1."""
+    layer = gf.ActNorm((2, 3, 3), per_channel=True)
+    assert layer.log_scale.shape == layer.bias.shape == (1, 1, 3)
+    pixels = np.arange(6).reshape(2, 3, 1) + sample(50)[:, 0].reshape(50, 1, 1, 1)  # unequal means
+    x = np.concatenate([pixels, 3 - 10 * pixels, np.full_like(pixels, 0.1)], axis=-1)
+    for way in (layer, fb.Invert(layer)):
+        new = gf.data_init(way, x)
+        z = np.asarray(jax.jit(jax.vmap(new.transform))(jnp.asarray(x))).reshape(-1, 3)
+        np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(z.std(axis=0), [1, 1, 0], atol=1e-5)
+    _, log_det = gf.data_init(layer, x).transform_and_log_det(x[0])
+    stds = x.reshape(-1, 3).std(axis=0)[:2]
+    np.testing.assert_allclose(log_det, -6 * np.log(stds).sum(), rtol=1e-5)
+
+
+def test_channels_need_an_axis():
+    assert gf.ActNorm((4,), per_channel=True).log_scale.shape == (4,)
+    with pytest.raises(ValueError, match=r"`shape` must have at least one axis.*; got \(\)"):
+        gf.ActNorm((), per_channel=True)

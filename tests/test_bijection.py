@@ -60,3 +60,12 @@ def test_affine_stacks_have_the_source_documents_gradient_norms():
             grads = eqx.filter_jit(eqx.filter_grad(lambda f: -f.log_prob(x).mean()))(flow)
             norm = optax.tree.norm(eqx.filter(grads, eqx.is_array))
             assert abs(float(norm) - expected) <= 0.0501, (depth, float(norm))
+
+
+def test_the_base_density_has_any_shape():
+    assert gf.standard_normal(3).shape == (3,)
+    assert gf.standard_normal((4, 4, 1)).shape == (4, 4, 1)
+    with pytest.raises(ValueError, match="`shape` must be a tuple of positive integers"):
+        gf.standard_normal((2, 0))
+    with pytest.raises(ValueError, match="`dim` must be a whole number of at least 1; got 0"):
+        gf.standard_normal(0)

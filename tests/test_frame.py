@@ -25,11 +25,11 @@ FLOORS = {
         (
             "validate compiling deprecated masked_network",
             "incremental",
-            "bijection moments normal rootfinding fit_options masks made patch_transformer ode_solver",
+            "bijection moments normal rootfinding fit_options masks made patch_transformer convolution ode_solver",
             "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk",
             "bijectors mixtures spline velocity",
             "coupling autoregressive residual marginal continuous",
-            "flows transformer_flow initialize fit_result",
+            "flows transformer_flow image initialize fit_result",
             "rbig fit_loop",
             "train guidance",
             "distill flow_matching",

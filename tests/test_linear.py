@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from cases import shaken
 from network_support import KEY
 
 import gauss_flows as gf
@@ -58,3 +59,38 @@ def test_the_product_of_reflections_begins_with_the_first():
     turn = eqx.tree_at(lambda b: b.params, turn, jnp.array([[1.0, 0.0], [1.0, -1.0]]))
     # The first mirrors the first coordinate, the second exchanges the two.
     np.testing.assert_allclose(turn.transform(jnp.array([1.0, 2.0])), [2, -1], atol=1e-6)
+
+
+def test_a_1x1_convolution_is_one_matrix_at_every_pixel():
+    """Its log-determinant is height × width times that of the matrix."""
+    with jax.enable_x64(True):
+        layer = shaken(gf.Conv1x1(KEY, (3, 2, 4)), jr.key(1))
+        x = jr.normal(jr.key(2), (3, 2, 4))
+        z, log_det = jax.jit(layer.transform_and_log_det)(x)
+        matrix = np.asarray(layer.matrix)
+        np.testing.assert_allclose(z, np.einsum("dc,hwc->hwd", matrix, x), atol=1e-14)
+        np.testing.assert_allclose(log_det, 6 * np.linalg.slogdet(matrix)[1], rtol=1e-12)
+        lower = np.tril(layer.lower, -1) + np.eye(4)
+        upper = np.triu(layer.upper, 1) + np.diag(layer.signs * np.exp(layer.log_diagonal))
+        np.testing.assert_allclose(matrix, (lower @ upper)[layer.permutation], atol=1e-14)
+        assert sorted(layer.permutation.tolist()) == [0, 1, 2, 3]
+        rows = gf.Conv1x1(KEY, (5, 4))  # of any rank
+        np.testing.assert_allclose(rows.transform(jnp.eye(5, 4)), np.eye(5, 4) @ rows.matrix.T, atol=1e-14)
+
+
+def test_a_1x1_convolution_starts_as_a_random_orthogonal_matrix():
+    with jax.enable_x64(True):
+        draw = jax.jit(jax.vmap(lambda key: gf.Conv1x1(key, (2, 3)).matrix))
+        matrices = np.asarray(draw(jr.split(KEY, 400)))
+        squares = matrices @ matrices.swapaxes(1, 2)
+        np.testing.assert_allclose(squares, np.tile(np.eye(3), (400, 1, 1)), atol=1e-13)
+        # Every entry has mean 0 and mean square 1/3, as for the uniform distribution.
+        np.testing.assert_allclose(matrices.mean(axis=0), 0, atol=0.15)
+        np.testing.assert_allclose((matrices**2).mean(axis=0), 1 / 3, atol=0.08)
+
+
+def test_a_1x1_convolution_refuses_what_has_no_channels():
+    with pytest.raises(ValueError, match=r"`shape` must have at least two axes.*; got \(4,\)"):
+        gf.Conv1x1(KEY, (4,))
+    with pytest.raises(ValueError, match=r"`key` must be a random key.*got 0"):
+        gf.Conv1x1(0, (4, 4, 3))

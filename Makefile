@@ -66,7 +66,7 @@ nightly: site
 # Refusals are left out: there the public functions' own errors come first.
 SHAPED := $(addprefix tests/test_,$(addsuffix .py,normal rootfinding moments mixtures spline bijectors parametrize \
 	coupling autoregressive incremental conditioners made linear lipschitz log_det residual \
-	ode_solver velocity continuous))
+	ode_solver velocity continuous convolution image))
 REFUSALS := refuse or named or checked or wrong or none_is_given or errors or is_no
 # JAX checks gradients with NumPy arrays, for which the numerical functions are not annotated.
 GRADIENTS := derivatives or differentiates

@@ -25,7 +25,8 @@ FLOORS = {
         (
             "validate compiling deprecated masked_network",
             "incremental",
-            "bijection moments normal rootfinding fit_options masks made patch_transformer convolution ode_solver",
+            "bijection moments normal rootfinding fit_options masks made patch_transformer convolution "
+            "ode_solver",
             "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk",
             "bijectors mixtures spline velocity",
             "coupling autoregressive residual marginal continuous",

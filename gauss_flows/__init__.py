@@ -33,6 +33,8 @@ from gauss_flows.coupling import (
     RQSplineCoupling,
 )
 from gauss_flows.deprecated import old_module
+from gauss_flows.dequantize import Dequantize, variational_noise
+from gauss_flows.discrete import DiscreteAutoregressive, input_dropout
 from gauss_flows.distill import distill
 from gauss_flows.fit_options import FitOptions
 from gauss_flows.fit_result import FitResult, NonFiniteLoss
@@ -50,6 +52,7 @@ from gauss_flows.image import Split, Squeeze, image_flow
 from gauss_flows.information import entropy, kl_divergence, negentropy, total_correlation
 from gauss_flows.initialize import data_init, warm_start
 from gauss_flows.io import load, save
+from gauss_flows.levels import BitsPerDim, bits_per_dim
 from gauss_flows.linear import Conv1x1, HouseholderRotation, LULinear
 from gauss_flows.lipschitz import LipschitzMLP
 from gauss_flows.log_det import estimate_log_prob, with_log_det
@@ -73,11 +76,14 @@ __all__ = [
     "Affine",
     "AffineCoupling",
     "Bijection",
+    "BitsPerDim",
     "CheckError",
     "Conv1x1",
     "Coupling",
     "DeepSigmoid",
     "DeepSigmoidCoupling",
+    "Dequantize",
+    "DiscreteAutoregressive",
     "FitOptions",
     "FitResult",
     "FlowODE",
@@ -100,6 +106,7 @@ __all__ = [
     "Squeeze",
     "Transformed",
     "bijectors",
+    "bits_per_dim",
     "check",
     "check_bijection",
     "check_table",
@@ -122,6 +129,7 @@ __all__ = [
     "iaf",
     "image_flow",
     "information",
+    "input_dropout",
     "kl_divergence",
     "load",
     "log_det",
@@ -140,6 +148,7 @@ __all__ = [
     "targets",
     "total_correlation",
     "transformer_flow",
+    "variational_noise",
     "warm_start",
     "with_log_det",
 ]

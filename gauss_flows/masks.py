@@ -132,6 +132,45 @@ def channel(height: int, width: int, channels: int) -> Mask:
     return np.broadcast_to(np.arange(channels) < channels // 2, shape).copy()
 
 
+def interlaced(height: int, width: int) -> Int[np.ndarray, "height width"]:
+    """An order for images: a coarse grid of pixels first, then, step by step, the pixels between.
+
+    Pixel (0, 0) has rank 0. Each further step halves the distance of the grid: first come the middles of its
+    squares, then the middles of their sides, which lie between four known neighbors. An image of 8 × 8
+    pixels has 7 ranks, with 1, 1, 2, 4, 8, 16 and 32 pixels.
+
+    Args:
+        height: Rows.
+        width: Columns; at least two pixels in all.
+
+    Returns:
+        The rank of each pixel, for the ``order`` of :class:`~gauss_flows.MaskedAutoregressive`.
+
+    Raises:
+        ValueError: If a size is not a whole number of at least 1, or there is one pixel only.
+
+    Source:
+        The interlacing of PNG (Adam7), with squares and their sides in place of halved rows and columns.
+
+    Example:
+        >>> interlaced(4, 4)
+        array([[0, 4, 2, 4],
+               [4, 3, 4, 3],
+               [2, 4, 1, 4],
+               [4, 3, 4, 3]])
+    """
+    shape, _ = _image(height, width, None)
+    rows, columns = np.indices(shape)
+    # The distance of the coarsest grid on which a pixel lies: the largest power of two that divides both.
+    both = rows | columns
+    grid = both & -both
+    coarsest = 1 << (max(shape) - 1).bit_length()
+    step = np.log2(coarsest / np.where(grid == 0, coarsest, grid)).astype(int)
+    is_side = ((rows | grid) != rows) | ((columns | grid) != columns)
+    ranks = np.where(grid == 0, 0, 2 * step + is_side)
+    return np.unique(ranks, return_inverse=True)[1].reshape(shape)
+
+
 def flip(mask: Mask) -> Mask:
     """The same mask with the roles exchanged: what was passive is active.
 

@@ -76,8 +76,9 @@ def fit(
 
     Args:
         key: Random key for the split, the batches and the loss.
-        flow: A flowjax distribution; parameters in ``paramax.NonTrainable`` stay as they are.
-        x: Data, shape (n, \*flow.shape), floating point.
+        flow: A flowjax distribution; parameters in ``paramax.NonTrainable`` stay as they are. Or a model of
+            images of whole numbers, :class:`Dequantize` or :class:`DiscreteAutoregressive`.
+        x: Data, shape (n, \*flow.shape), floating point; whole numbers for a model of images.
         condition: Shape (n, \*flow.cond_shape), for conditional flows.
         options: The options of the run. Default: ``FitOptions()``.
         **changes: Options that differ from these: steps, batch_size, learning_rate, … of

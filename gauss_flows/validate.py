@@ -130,7 +130,12 @@ def expect_data(flow: PyTree, x: Given, condition: Given, at_least: int = 2) -> 
     known = hasattr(flow, "shape") and hasattr(flow, "cond_shape")
     if not known:
         raise ValueError(f"`flow` must be a flowjax distribution or bijection; got {type(flow).__name__}.")
-    rows = expect_rows(x, flow.shape, at_least)
+    # A model of images takes whole numbers, and knows which.
+    rows = (
+        flow.images(x, at_least)
+        if hasattr(flow, "training_log_prob")
+        else expect_rows(x, flow.shape, at_least)
+    )
     if flow.cond_shape is None:
         if condition is not None:
             raise ValueError(

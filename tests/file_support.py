@@ -54,6 +54,12 @@ FLOWS = {
     "image_flow, permutation": lambda k: gf.image_flow(
         k, (2, 2, 1), steps=(1,), mixing="permutation", nn_width=4
     ),
+    "Dequantize": lambda k: gf.Dequantize(
+        small(k), 4, images=np.eye(2, dtype=int), noise=gf.variational_noise(k, (2,), layers=1, nn_width=8)
+    ),
+    "DiscreteAutoregressive": lambda k: gf.DiscreteAutoregressive(
+        gf.MaskedAutoregressive(k, (2,), bijector=gf.Affine(), nn_width=8), 4, images=np.eye(2, dtype=int)
+    ),
     "roulette": lambda k: gf.with_log_det(
         gf.Residual(k, shape=(2,), log_det="roulette", nn_width=8), key=jr.key(1)
     ),

@@ -206,6 +206,16 @@ MUTANTS = tuple(Mutant(*row) for row in (
      "test_targets.py samples_follow and spiral"),
     ("names compared, not shapes and types", "_compare_arrays", "if mine != their: raise",
      "if mine.split()[0] != their.split()[0]: raise", "your_own_data", "test_io.py load_says_what"),
+    ("levels below counted with the level itself", "PixelTable.scores",
+     "log_cdf = jnp.logaddexp(log_share(upto - here)", "log_cdf = jnp.logaddexp(log_share(upto)", "",
+     "test_levels.py scores_are_quantiles and float64"),
+    ("density of the noise left out", "Dequantize._log_prob", "- norm.logpdf(v)).sum() - log_q",
+     "- norm.logpdf(v)).sum()", "", "test_dequantize.py mean_of_many_draws"),
+    ("floor not taken from the rest", "DiscreteAutoregressive.log_prob_of",
+     "(1 - self.levels * FLOOR) * jnp.maximum(inside, 0)", "jnp.maximum(inside, 0)", "",
+     "test_discrete.py all_images_sum_to_one"),
+    ("middles and sides exchanged", "interlaced", "2 * step + is_side", "2 * step + ~is_side", "",
+     "test_masks.py interlaced_ranks"),
 ))  # fmt: skip
 
 # Faults against what the docstrings state: no chapter needs to notice them.

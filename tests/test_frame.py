@@ -27,10 +27,11 @@ FLOORS = {
             "incremental",
             "bijection moments normal rootfinding fit_options masks made patch_transformer convolution "
             "ode_solver",
-            "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk",
+            "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk "
+            "levels",
             "bijectors mixtures spline velocity",
             "coupling autoregressive residual marginal continuous",
-            "flows transformer_flow image initialize fit_result",
+            "flows transformer_flow image initialize fit_result dequantize discrete",
             "rbig fit_loop",
             "train guidance",
             "distill flow_matching",

@@ -51,9 +51,21 @@ def test_masks_say_who_is_passive():
     assert (gf.masks.flip(board) == ~board).all()
 
 
+def test_interlaced_ranks_go_from_a_coarse_grid_to_the_pixels_between():
+    ranks = gf.masks.interlaced(8, 8)
+    assert np.bincount(ranks.ravel()).tolist() == [1, 1, 2, 4, 8, 16, 32]
+    assert gf.masks.interlaced(3, 5).tolist() == [[0, 5, 3, 5, 1], [5, 4, 5, 4, 5], [3, 5, 2, 5, 3]]
+    inner = ranks[1:-1, 1:-1]
+    last = inner == 6
+    around = (ranks[:-2, 1:-1], ranks[2:, 1:-1], ranks[1:-1, :-2], ranks[1:-1, 2:])
+    assert all((side[last] < 6).all() for side in around)  # each lies between four known neighbors
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: gf.masks.interlaced(1, 1), "`shape` must hold at least two elements"),
+        (lambda: gf.masks.interlaced(0, 4), "`height` must be a whole number of at least 1; got 0"),
         (lambda: gf.masks.alternating((1,)), r"`shape` must hold at least two elements.*got \(1,\)"),
         (lambda: gf.masks.checkerboard(1, 1, 3), "`height` × `width` must be at least 2 pixels"),
         (lambda: gf.masks.checkerboard(0, 4), "`height` must be a whole number of at least 1; got 0"),

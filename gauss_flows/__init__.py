@@ -23,6 +23,7 @@ from gauss_flows.bijection import Bijection, Scan, standard_normal
 from gauss_flows.bijectors import Affine
 from gauss_flows.check_report import CheckError, Report, check, check_table
 from gauss_flows.checks import check_bijection
+from gauss_flows.codec import compress, decompress
 from gauss_flows.continuous import FlowODE, density_error
 from gauss_flows.coupling import (
     AdditiveCoupling,
@@ -111,11 +112,13 @@ __all__ = [
     "check_bijection",
     "check_table",
     "checks",
+    "compress",
     "conditioners",
     "continuous_flow",
     "coupling",
     "coupling_flow",
     "data_init",
+    "decompress",
     "density_error",
     "distill",
     "drop_condition",

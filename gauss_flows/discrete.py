@@ -36,7 +36,8 @@ class DiscreteAutoregressive(ImageModel):
     would mix them, and only a bound could be computed (:class:`~gauss_flows.Dequantize`). The floor
     :math:`\epsilon = 10^{-5}` bounds what a level can cost.
 
-    ``gf.fit(key, model, images)`` trains the layer.
+    ``gf.fit(key, model, images)`` trains the layer. :func:`~gauss_flows.compress` writes images into a file
+    of :math:`-\log_2 P` bits.
 
     Args:
         layer: A :class:`~gauss_flows.MaskedAutoregressive` layer of the image's shape, with an increasing

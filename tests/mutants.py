@@ -214,6 +214,8 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("floor not taken from the rest", "DiscreteAutoregressive.log_prob_of",
      "(1 - self.levels * FLOOR) * jnp.maximum(inside, 0)", "jnp.maximum(inside, 0)", "",
      "test_discrete.py all_images_sum_to_one"),
+    ("coder's state moved too late", "_Coder.push", "(self.LEAST + self.WORD - self.BITS)",
+     "(self.LEAST + self.WORD)", "", "test_codec.py the_coder_spends"),
     ("middles and sides exchanged", "interlaced", "2 * step + is_side", "2 * step + ~is_side", "",
      "test_masks.py interlaced_ranks"),
 ))  # fmt: skip

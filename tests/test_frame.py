@@ -32,7 +32,7 @@ FLOORS = {
             "bijectors mixtures spline velocity",
             "coupling autoregressive residual marginal continuous",
             "flows transformer_flow image initialize fit_result dequantize discrete",
-            "rbig fit_loop",
+            "rbig fit_loop codec",
             "train guidance",
             "distill flow_matching",
         )

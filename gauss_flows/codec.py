@@ -184,6 +184,10 @@ def _steps(model: DiscreteAutoregressive, n: int, condition: Float[Array, "n C"]
             with jax.enable_x64(True):
                 arrays = [None if a is None else jnp.asarray(a) for a in (known, places, given)]
                 cdf = np.asarray(compiled(_rounded_cdf, model, *arrays))
+            if not (np.diff(cdf, axis=2) > 0).all():
+                raise ValueError(
+                    "`model` must give each level a positive probability; its parameters are NaN."
+                )
             real = places < size
             yield _Step(rows, places[real], known[:count], cdf[:count, real])
 

@@ -19,7 +19,7 @@ from gauss_flows.bijectors import exp_affine
 from gauss_flows.compiling import compiled
 from gauss_flows.conditioners import ConditionerFactory, mlp
 from gauss_flows.coupling import Coupling
-from gauss_flows.levels import ImageModel, PixelTable, expect_key, log_prob
+from gauss_flows.levels import ImageModel, PixelTable, expect_key, expect_levels_of_numbers, log_prob
 from gauss_flows.log_det import log_prob as flow_log_prob
 from gauss_flows.masks import Mask, flip
 from gauss_flows.normal import normal_tails
@@ -166,7 +166,7 @@ class Dequantize(ImageModel):
         array = as_floats("v", v)
         if array.ndim < 1 or array.shape[1:] != self.shape:
             raise ValueError(f"`v` must have shape {('n', *self.shape)}; got {array.shape}.".replace("'", ""))
-        return compiled(_levels, self.table, array)
+        return expect_levels_of_numbers(compiled(_levels, self.table, array), "`v` must not hold NaN.")
 
 
 def _scores(model, k, keys):

@@ -160,7 +160,8 @@ class DiscreteAutoregressive(ImageModel):
             places, key = rank
             u = jr.uniform(key, places.shape, float)
             cdf = self.cdf(flat.reshape(self.shape), places, condition)
-            new = (u[:, None] >= cdf[:, 1:-1]).sum(axis=1).astype(flat.dtype)
+            new = (u[:, None] >= cdf[:, 1:-1]).sum(axis=1)
+            new = jnp.where(jnp.isnan(cdf).any(axis=1), -1, new).astype(flat.dtype)
             return flat.at[places].set(new, mode="drop"), None
 
         start = jnp.zeros(size, jnp.int32)

@@ -117,8 +117,8 @@ class PixelTable(eqx.Module):
         return self.scores(k, half, half)[0]
 
     def quantize(self, v: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-        """Return the levels in whose cells normal scores lie."""
-        return (v[..., None] >= self.edges).sum(axis=-1).astype(jnp.int32)
+        """Return the levels in whose cells normal scores lie, and -1 where they are NaN."""
+        return jnp.where(jnp.isnan(v), -1, (v[..., None] >= self.edges).sum(axis=-1)).astype(jnp.int32)
 
 
 def expect_levels(levels: Given, at_most: int = 2**16) -> int:
@@ -185,12 +185,15 @@ class ImageModel(eqx.Module):
             condition: One row per image, shape (n, \\*cond_shape), where the model has conditions.
 
         Raises:
-            ValueError: If an argument does not fit.
+            ValueError: If an argument does not fit, or the model's parameters are not finite.
         """
         self.expect_single()
         n = expect_whole("n", n, 1)
         keys = jr.split(expect_key(key), n)
-        return compiled(_sample, self, keys, self.conditions(condition, n))
+        k = compiled(_sample, self, keys, self.conditions(condition, n))
+        return expect_levels_of_numbers(
+            k, "`model` must have finite parameters; it gives samples that are NaN."
+        )
 
     def conditions(self, condition: Given, n: int) -> Float[Array, "n C"] | None:
         """Return the conditions of n images as an array, or say why they do not fit."""
@@ -212,6 +215,13 @@ class ImageModel(eqx.Module):
                 "This is a stack of models, one for each key, and must be used one at a time: take "
                 "`result[i].flow` of what `fit_many` returned."
             )
+
+
+def expect_levels_of_numbers(k: Int[Array, "n *shape"], message: str) -> Int[Array, "n *shape"]:
+    """Return levels, or raise an error with the message where one is -1, which stands for NaN."""
+    if not isinstance(k, jax.core.Tracer) and bool((k < 0).any()):
+        raise ValueError(message)
+    return k
 
 
 def expect_key(key: Given) -> PRNGKeyArray:

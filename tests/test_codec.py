@@ -134,6 +134,16 @@ def test_models_without_exact_probabilities_are_refused(written):
             gf.decompress(model, written[1])
 
 
+def test_models_with_broken_parameters_are_refused(written):
+    bias = lambda m: m.layer.conditioner.layers[0].bias
+    model = eqx.tree_at(bias, written[0], bias(written[0]).at[3].set(np.nan))
+    with pytest.raises(ValueError, match="`model` must give each level a positive probability"):
+        gf.compress(model, IMAGES)
+    with pytest.raises(ValueError, match="`model` must have finite parameters"):
+        model.sample(jr.key(0), 3)
+    assert np.isnan(model.log_prob(IMAGES[:3])).all()
+
+
 def test_images_that_do_not_fit_are_refused(written):
     model = written[0]
     for images, message in (

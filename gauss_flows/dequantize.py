@@ -19,13 +19,13 @@ from gauss_flows.bijectors import exp_affine
 from gauss_flows.compiling import compiled
 from gauss_flows.conditioners import ConditionerFactory, mlp
 from gauss_flows.coupling import Coupling
-from gauss_flows.levels import ImageModel, PixelTable, expect_key, expect_levels_of_numbers, log_prob
+from gauss_flows.levels import ImageModel, PixelTable, expect_levels_of_numbers, log_prob
 from gauss_flows.log_det import log_prob as flow_log_prob
 from gauss_flows.masks import Mask, flip
 from gauss_flows.normal import normal_tails
 from gauss_flows.parametrize import Parametrized
 from gauss_flows.transformed import Transformed
-from gauss_flows.validate import Given, Shape, as_floats, expect_shape, expect_whole
+from gauss_flows.validate import Given, Shape, as_floats, expect_key, expect_shape, expect_whole
 
 
 class Dequantize(ImageModel):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gauss_flows.compiling import compiled
 from gauss_flows.normal import normal_quantile
-from gauss_flows.validate import Given, Shape, as_floats, expect_concrete, expect_whole
+from gauss_flows.validate import Given, Shape, as_floats, expect_concrete, expect_key, expect_whole
 
 _BATCH = 256  # images that are scored at once, since all draws of many would not fit in memory
 
@@ -222,14 +222,6 @@ def expect_levels_of_numbers(k: Int[Array, "n *shape"], message: str) -> Int[Arr
     if not isinstance(k, jax.core.Tracer) and bool((k < 0).any()):
         raise ValueError(message)
     return k
-
-
-def expect_key(key: Given) -> PRNGKeyArray:
-    """Return one random key, or say why it is none."""
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed or key.shape != ():
-        raise ValueError(f"`key` must be one random key, such as jax.random.key(0); got {key!r}.")
-    return key
 
 
 def _sample(model, keys, condition):

@@ -33,10 +33,12 @@ def expect_whole(name: str, value: Given, at_least: int) -> int:
     return int(value)
 
 
-def expect_key(key: Given) -> None:
-    """Refuse what is no random key."""
-    if not hasattr(key, "dtype"):
+def expect_key(key: Given) -> Array:
+    """Return one random key, or say why it is none."""
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not hasattr(key, "dtype") or (typed and key.shape != ()):
         raise ValueError(f"`key` must be a random key, such as jax.random.key(0); got {key!r}.")
+    return key
 
 
 def expect_real(name: str, value: Given) -> None:
@@ -47,7 +49,7 @@ def expect_real(name: str, value: Given) -> None:
 
     Args:
         name: The argument's name, as the caller wrote it.
-        value: Giventhing array-like.
+        value: Anything array-like.
 
     Raises:
         ValueError: If the value is a masked array or contains one, or has one of the types above.

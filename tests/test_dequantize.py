@@ -187,7 +187,7 @@ def test_arguments_of_dequantize_are_checked():
             gf.fit(jr.key(0), model, x, progress=False)
     with pytest.raises(ValueError, match="`layers` must be a whole number of at least 1; got 0"):
         gf.variational_noise(jr.key(0), (2, 2), layers=0)
-    with pytest.raises(ValueError, match="`key` must be one random key"):
+    with pytest.raises(ValueError, match="`key` must be a random key"):
         gf.variational_noise(0, (2, 2))
     with pytest.raises(ValueError, match="`mask` must"):
         gf.variational_noise(jr.key(0), (1,))

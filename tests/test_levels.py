@@ -128,7 +128,7 @@ def test_arguments_of_bits_per_dim_are_checked():
         gf.bits_per_dim(flow, IMAGES, jr.key(0))
     with pytest.raises(ValueError, match="`key` must be a random key for the noise"):
         gf.bits_per_dim(model, IMAGES)
-    with pytest.raises(ValueError, match="`key` must be one random key"):
+    with pytest.raises(ValueError, match="`key` must be a random key"):
         gf.bits_per_dim(model, IMAGES, 0)
     with pytest.raises(ValueError, match="`draws` must be a whole number of at least 1; got 0"):
         gf.bits_per_dim(model, IMAGES, jr.key(0), draws=0)

@@ -25,9 +25,10 @@ FLOOR = 1e-5  # added to every probability: a level that the model excludes woul
 class DiscreteAutoregressive(ImageModel):
     r"""An exact distribution of images of whole numbers, from one autoregressive layer.
 
-    .. math:: P(k) = \prod_i P_i(k_i), \qquad
-              P_i(l) = (1 - L\epsilon)\big[ \Phi(T_{\theta_i}(e_{l+1})) - \Phi(T_{\theta_i}(e_l)) \big]
-              + \epsilon, \qquad \theta_i = \theta_i(\{m(k_j) : r_j < r_i\}, c).
+    .. math:: P(k) &= \prod_i P_i(k_i), \\
+              P_i(l) &= (1 - L\epsilon)\, C_i(l) + \epsilon, \\
+              C_i(l) &= \Phi(T_{\theta_i}(e_{l+1})) - \Phi(T_{\theta_i}(e_l)), \\
+              \theta_i &= \theta_i(\{m(k_j) : r_j < r_i\}, c).
 
     The layer acts on normal scores (:class:`~gauss_flows.levels.PixelTable`): :math:`e_l` are the borders of
     a pixel's cells, from :math:`-\infty` to :math:`\infty`, and the network takes the middles m of the cells

@@ -196,7 +196,7 @@ class Conv1x1(Bijection):
 
     def _factors(self):
         unit = jnp.eye(len(self.permutation), dtype=self.lower.dtype)
-        diagonal = self.signs * jnp.exp(self.log_diagonal)
+        diagonal = self.signs.astype(self.log_diagonal.dtype) * jnp.exp(self.log_diagonal)
         return jnp.tril(self.lower, -1) + unit, jnp.triu(self.upper, 1) + unit * diagonal[None, :]
 
     def _each_pixel(self, matrix, event):

@@ -192,7 +192,9 @@ print("the same")
 """
 
 
-@pytest.mark.parametrize("flags", ["", "--xla_cpu_max_isa=SSE4_2"])
+@pytest.mark.parametrize(
+    "flags", ["", pytest.param("--xla_cpu_max_isa=SSE4_2", marks=pytest.mark.nightly)], ids=["own", "SSE4.2"]
+)
 def test_another_process_reads_the_file_under_another_instruction_set_too(flags, written, tmp_path):
     """Or it says that it cannot; in double precision that would be a rare accident."""
     model, data = written

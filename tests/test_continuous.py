@@ -34,7 +34,7 @@ def exact_flow(target, steps, **options):
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
-        ("gaussian_mixture", 64),
+        pytest.param("gaussian_mixture", 64, marks=pytest.mark.nightly),
         ("two_moons", 128),
         pytest.param("spiral", 256, marks=pytest.mark.nightly),
     ],

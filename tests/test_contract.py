@@ -170,6 +170,16 @@ def _passive_layer(name):
     }
 
 
+def gradient_cases():
+    """The cases; `make nightly` runs those whose inverse is another case's, in a loop or side by side."""
+    others = ("Scan", "MarginalGaussianization", "AffineCoupling", "RQSpline", "Squeeze")
+    for case in cases():
+        yield pytest.param(
+            *case.values, id=case.id, marks=[*case.marks, *[pytest.mark.nightly] * (case.id in others)]
+        )
+
+
+@pytest.mark.parametrize("case", list(gradient_cases()), indirect=True)
 def test_gradients_of_the_inverse(case):
     """In the input, the parameters and the condition, against finite differences."""
     with jax.enable_x64(True):

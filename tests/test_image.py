@@ -93,7 +93,7 @@ def pattern(part, shape):
     return coupling_pattern(part.mask) if isinstance(part, gf.Coupling) else np.eye(size, dtype=bool)
 
 
-@pytest.mark.parametrize("mixing", ["permutation", "conv1x1"])
+@pytest.mark.parametrize("mixing", ["permutation", pytest.param("conv1x1", marks=pytest.mark.nightly)])
 def test_what_depends_on_what_follows_from_the_structure(mixing):
     """Two levels on 4×4 pixels: the Jacobian's zeros are those of the Boolean product of the layers."""
     bijection = shaken(small(mixing), jr.key(1)).bijection.bijection

@@ -82,7 +82,14 @@ def containers():
     }
 
 
-@pytest.mark.parametrize("name", containers())
+# Containers within containers, and others of a kind that is tested: `make nightly` runs them.
+TWICE = ("Chain in Chain", "Invert of Invert", "Concatenate, Invert", "Stack, last axis", "frozen arrays")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly if name in TWICE else []) for name in containers()],
+)
 def test_layers_in_every_container_are_set(name):
     bijection = containers()[name]
     condition = np.ones((64, 3)) if name == "EmbedCondition" else None

@@ -144,9 +144,9 @@ class ConvNet(eqx.Module):
 
 
 def _convolve(kernel: Float[Array, "3 3 I O"], image: Float[Array, "H W I"]) -> Float[Array, "H W O"]:
-    """Each pixel's 3×3 neighbours, zero outside of the image, times the kernel.
+    """Return each pixel's 3×3 neighbors, zero outside the image, times the kernel.
 
-    As a product of matrices, since XLA's own convolution has a slow gradient inside of loops on CPUs: the
+    As a product of matrices, since XLA's own convolution has a slow gradient inside loops on CPUs: the
     gradient of a whole flow of 10 couplings on 8×8 pixels takes 2.5 times as long with it.
     """
     height, width, _ = image.shape

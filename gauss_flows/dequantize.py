@@ -4,7 +4,6 @@ import math
 from typing import ClassVar
 
 import equinox as eqx
-import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,9 +11,8 @@ import numpy as np
 from flowjax.bijections import AbstractBijection, Chain
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
-from paramax import non_trainable
 
-from gauss_flows.bijection import Scan, stack
+from gauss_flows.bijection import Scan, stack, standard_normal
 from gauss_flows.bijectors import exp_affine
 from gauss_flows.compiling import compiled
 from gauss_flows.conditioners import ConditionerFactory, mlp
@@ -232,5 +230,4 @@ def variational_noise(
         return Chain([coupling(k, mask) for k, mask in zip(jr.split(key), (first, flip(first)), strict=True)])
 
     keys = jr.split(expect_key(key), expect_whole("layers", layers, 1))
-    base = non_trainable(fd.Normal(jnp.zeros(shape)))
-    return Transformed(base, Scan(stack(keys, pair)))
+    return Transformed(standard_normal(shape), Scan(stack(keys, pair)))

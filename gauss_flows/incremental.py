@@ -58,11 +58,11 @@ def incremental_inverse(
     Args:
         network: A :class:`~gauss_flows.conditioners.MaskedMLP`; its inputs are the elements and then the
             condition.
-        bijector: The scalar bijector whose parameters the network predicts, a
-            :class:`~gauss_flows.Parametrized`.
-        ranks: The rank of each element, whole numbers from 0 to the number of steps less one, shape (D,).
-        y: What to invert, flat.
-        condition: The external condition, where the layer has one.
+        bijector: As the other arguments, that of
+            :meth:`~gauss_flows.masked_network.MaskedNetwork.incremental_inverse`.
+        ranks: Likewise.
+        y: Likewise.
+        condition: Likewise.
     """
     plan = _plan(network, bijector.size, ranks, y, 0 if condition is None else len(condition))
     buffers = [jnp.zeros(0, y.dtype) for _ in plan.ends]

@@ -136,7 +136,7 @@ class ImageModel(eqx.Module):
 
     table: eqx.AbstractVar[PixelTable]
     levels: eqx.AbstractVar[int]
-    exact: ClassVar[bool]  # whether the probability of an image is known, and not a bound alone
+    exact: ClassVar[bool]  # whether the probability of an image is known, and not only a bound
 
     @property
     @abstractmethod
@@ -157,7 +157,7 @@ class ImageModel(eqx.Module):
         """One image."""
 
     def images(self, images: Given, at_least: int = 1) -> Int[np.ndarray, "n *shape"]:
-        """Return images as integers, or say why they are none of this model's; see :func:`expect_images`."""
+        """Return images as integers, or say why they do not fit this model; see :func:`expect_images`."""
         return expect_images(images, self.shape, self.levels, at_least)
 
     def training_log_prob(

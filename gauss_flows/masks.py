@@ -1,4 +1,4 @@
-"""The menu of masks: boolean arrays, True where a coordinate is passive and False where it is active."""
+"""The menu of masks, True where a coordinate is passive, and orders of pixels for autoregressive layers."""
 
 import math
 from collections.abc import Iterable
@@ -132,6 +132,22 @@ def channel(height: int, width: int, channels: int) -> Mask:
     return np.broadcast_to(np.arange(channels) < channels // 2, shape).copy()
 
 
+def flip(mask: Mask) -> Mask:
+    """The same mask with the roles exchanged: what was passive is active.
+
+    Args:
+        mask: Boolean array with both values.
+
+    Raises:
+        ValueError: If the mask is not boolean, or one side of it is empty.
+
+    Example:
+        >>> flip(half((3,))).astype(int)
+        array([0, 1, 1])
+    """
+    return ~as_mask(mask, np.shape(mask))
+
+
 def interlaced(height: int, width: int) -> Int[np.ndarray, "height width"]:
     """An order for images: a coarse grid of pixels first, then, step by step, the pixels between.
 
@@ -171,29 +187,12 @@ def interlaced(height: int, width: int) -> Int[np.ndarray, "height width"]:
     return np.unique(ranks, return_inverse=True)[1].reshape(shape)
 
 
-def flip(mask: Mask) -> Mask:
-    """The same mask with the roles exchanged: what was passive is active.
-
-    Args:
-        mask: Boolean array with both values.
-
-    Raises:
-        ValueError: If the mask is not boolean, or one side of it is empty.
-
-    Example:
-        >>> flip(half((3,))).astype(int)
-        array([0, 1, 1])
-    """
-    return ~as_mask(mask, np.shape(mask))
-
-
-def patch_order(shape: Shape, patch: int, *, reverse: bool = False) -> Int[np.ndarray, "*shape"]:
+def patch_order(shape: Shape, patch: int) -> Int[np.ndarray, "*shape"]:
     """The order of an autoregressive layer over square patches: row by row, each patch one rank.
 
     Args:
         shape: The image's shape, (height, width) or (height, width, channels).
         patch: Height and width of a patch; a divisor of the image's height and width.
-        reverse: Count from the last patch to the first.
 
     Returns:
         Integer array of that shape, the rank of each element; at least two ranks.
@@ -223,7 +222,6 @@ def patch_order(shape: Shape, patch: int, *, reverse: bool = False) -> Int[np.nd
         )
     rows, columns = np.arange(height) // patch, np.arange(width) // patch
     ranks = rows[:, None] * (width // patch) + columns[None, :]
-    ranks = ranks.max() - ranks if reverse else ranks
     return np.broadcast_to(ranks.reshape(height, width, *[1] * (len(shape) - 2)), shape).copy()
 
 

@@ -1,16 +1,13 @@
 """A flow for images whose layers are autoregressive over patches, with a transformer as the network."""
 
 import equinox as eqx
-import flowjax.distributions as fd
-import jax.numpy as jnp
 import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert
 from jaxtyping import PRNGKeyArray
-from paramax import non_trainable
 
 from gauss_flows import masks
 from gauss_flows.autoregressive import AutoregressiveInverse, MaskedAutoregressive
-from gauss_flows.bijection import Scan, stack
+from gauss_flows.bijection import Scan, stack, standard_normal
 from gauss_flows.bijectors import exp_affine
 from gauss_flows.conditioners import patch_transformer
 from gauss_flows.parametrize import Parametrized
@@ -79,8 +76,7 @@ def transformer_flow(
     }
     keys = jr.split(key, expect_whole("layers", layers, 1))
     stacked = stack(keys, eqx.Partial(_layer, **options))
-    base = non_trainable(fd.Normal(jnp.zeros(shape)))
-    return Transformed(base, Invert(Scan(stacked)))
+    return Transformed(standard_normal(shape), Invert(Scan(stacked)))
 
 
 def _layer(key, *, shape, patch, **options):

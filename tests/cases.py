@@ -114,7 +114,7 @@ MASK_1, MASK_3 = _random_mask(0, (5,)), _random_mask(1, (2, 3, 2))
 
 ORDER_1 = np.array([3, 0, 4, 1, 2])
 
-PATCHES = gf.masks.patch_order((4, 4, 2), 2, reverse=True)
+PATCHES = 3 - gf.masks.patch_order((4, 4, 2), 2)  # from the last patch to the first
 
 ORDER_3 = np.array([4, 4, 0, 2, 9, 4, 0, 2, 2, 4, 9, 0]).reshape(2, 3, 2)
 

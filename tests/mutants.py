@@ -649,7 +649,7 @@ DOCUMENTED = tuple(Mutant(*row) for row in (
     ("no reversal between layers", "_layer", "order=order, **options), flip])", "order=order, **options)])",
      "", "test_transformer_flow.py reversed_in_every_other"),
     ("rows and columns of a block exchanged", "squeeze", "transpose(0, 2, 1, 3, 4)",
-     "transpose(0, 2, 3, 1, 4)", "", "test_image.py index_picture"),
+     "transpose(0, 2, 3, 1, 4)", "", "test_image.py drawn_example"),
     ("sign of the split's log-det", "Split.transform_and_log_det", "log_det - log_std.sum()",
      "log_det + log_std.sum()", "", "test_image.py what_their_formulas_say"),
     ("pixels not counted by the 1x1 convolution", "Conv1x1._log_det", "math.prod(self.shape[:-1]) * ", "", "",

@@ -156,7 +156,7 @@ def test_images_that_do_not_fit_are_refused(written):
             gf.compress(model, images)
 
 
-def test_conditions_belong_to_the_file():
+def test_a_file_is_read_with_its_own_conditions_only():
     model = model_of(cond_dim=1)
     condition = np.linspace(-1, 1, 70)[:, None]
     data = gf.compress(model, IMAGES, condition)

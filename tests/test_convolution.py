@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def around(image):
-    """The 3×3 neighbours of each pixel, zeros outside, pixel by pixel."""
+    """The 3×3 neighbors of each pixel, zeros outside, pixel by pixel."""
     height, width, channels = image.shape
     found = np.zeros((height, width, 3, 3, channels))
     for i, j, di, dj in np.ndindex(height, width, 3, 3):

@@ -163,7 +163,7 @@ def test_models_are_copied(trained):
     assert eqx.tree_equal(copy.deepcopy(model), model)
 
 
-def test_numbers_that_are_no_levels_give_nan_inside_of_a_program():
+def test_numbers_that_are_no_levels_give_nan_under_jit():
     model = small(jr.key(0))
     score = jax.jit(lambda images: model.training_log_prob(images, None, jr.key(0)))
     images = jnp.asarray(IMAGES[:4], float).at[1, 0, 0].set(0.5).at[2, 0, 0].set(4).at[3, 0, 0].set(-1)

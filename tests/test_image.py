@@ -24,7 +24,7 @@ def small(mixing):
     return gf.image_flow(KEY, (4, 4, 1), steps=(2, 1), mixing=mixing, nn_width=4, cond_dim=2)
 
 
-def test_squeeze_is_an_index_picture():
+def test_squeeze_matches_a_drawn_example():
     picture = np.arange(16).reshape(4, 4, 1)
     assert squeeze(picture).tolist() == [
         [[0, 1, 4, 5], [2, 3, 6, 7]],
@@ -94,7 +94,7 @@ def pattern(part, shape):
 
 
 @pytest.mark.parametrize("mixing", ["permutation", pytest.param("conv1x1", marks=pytest.mark.nightly)])
-def test_what_depends_on_what_follows_from_the_structure(mixing):
+def test_the_zeros_of_the_jacobian_follow_from_the_structure(mixing):
     """Two levels on 4×4 pixels: the Jacobian's zeros are those of the Boolean product of the layers."""
     bijection = shaken(small(mixing), jr.key(1)).bijection.bijection
     run = lambda x: bijection.transform(x, jnp.ones(2))

@@ -108,7 +108,7 @@ def test_numbers_of_levels_are_checked(levels, message):
 
 def test_bits_per_dim_is_the_mean_over_images_with_its_standard_error():
     shares = PixelTable((2,), 4, IMAGES)
-    # Under a standard normal flow the weights are the shares of the levels, whatever the noise.
+    # Under a standard normal flow the weights are the shares of the levels, for any noise.
     flow = gf.Transformed(gf.standard_normal(2), gf.ActNorm((2,)))
     model = gf.Dequantize(flow, 4, images=IMAGES)
     each = -np.log2(SHARES[np.arange(2), IMAGES]).mean(axis=1)

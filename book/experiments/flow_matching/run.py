@@ -50,7 +50,7 @@ def targets():
 
 
 def recipe(method, dim):
-    """Return what makes the flow of a method, its loss, and the batch."""
+    """Return what makes the flow of a method, and the loss."""
     if method == "coupling":
         return lambda key: gf.coupling_flow(key, dim), None
     if method == "likelihood":  # eight steps of RK4, the exact trace in the plane, an estimate above
@@ -72,11 +72,16 @@ def train(method, x, seed, steps):
 
 
 def scored_finely(flow):
-    """The continuous flow of the same velocity with the default solver and the exact trace."""
+    """Return the flow of the same velocity with the default solver and the exact trace."""
     return gf.Transformed(
-        gf.standard_normal(*flow.shape),
+        gf.standard_normal(flow.shape),
         gf.FlowODE(jr.key(0), flow.shape, velocity=flow.bijection.velocity),
     )
+
+
+def divergence(target, flow, x):
+    """Return the KL divergence of one flow from a target, in nats, on points x of the target."""
+    return divergences(target, jax.tree.map(lambda v: v[None] if eqx.is_array(v) else v, flow), x)[0]
 
 
 def sweep_cost():
@@ -140,8 +145,7 @@ def sweep_fits():
             steps = steps_of[dim, method]
             for seed in range(SEEDS):
                 flow, took = train(method, x, seed, steps)
-                stack = jax.tree.map(lambda v: v[None] if eqx.is_array(v) else v, flow)
-                (kl,) = divergences(target, stack, fresh)
+                kl = divergence(target, flow, fresh)
                 error = 0.0
                 if method != "coupling":
                     error = gf.density_error(flow, fresh[:256]).mean()
@@ -207,8 +211,7 @@ def sweep_straight():
             flows["reflowed"] = gf.reflow(again, flows["independent"], **options).flow
             for field, flow in flows.items():
                 bend = straightness(flow.bijection.velocity, z)
-                stack = jax.tree.map(lambda v: v[None] if eqx.is_array(v) else v, flow)
-                (kl,) = divergences(target, stack, fresh[:4000])
+                kl = divergence(target, flow, fresh[:4000])
                 ends = eqx.filter_jit(jax.vmap(flow.bijection.transform))(z)
                 which = [name, field, seed, f"{bend:.3g}", f"{kl:.4f}"]
                 for steps in EVALUATIONS:

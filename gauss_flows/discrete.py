@@ -194,7 +194,7 @@ class _InputDropout:
 def input_dropout(
     rate: float = 0.1,
 ) -> Callable[[DiscreteAutoregressive, Array, Array | None, PRNGKeyArray], Array]:
-    r"""A loss for :func:`~gauss_flows.fit` under which a discrete model does not learn images by heart.
+    r"""A loss for :func:`~gauss_flows.fit` that keeps a discrete model from memorizing its training images.
 
     At each step each pixel is hidden from the network with probability ``rate``: its score is 0, the median,
     and the others are divided by 1 - rate. The probabilities that are averaged are still those of the whole

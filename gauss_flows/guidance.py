@@ -77,7 +77,7 @@ def drop_condition(
 
 
 def guided(flow: PyTree, weight: float) -> PyTree:
-    r"""Return the flow with guidance: its networks go beyond the condition, away from none.
+    r"""Return the flow with guidance, which strengthens the effect of the condition on every parameter.
 
     .. math:: \theta = \theta(c) + w\,(\theta(c) - \theta(0)),
 

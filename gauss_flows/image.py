@@ -1,4 +1,4 @@
-"""Images on several scales: squeeze pixels into channels, and let half of the channels leave early."""
+"""Images on several scales: squeeze pixels into channels, and factor out half of the channels."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar, get_args
@@ -137,7 +137,7 @@ class Squeeze(Bijection):
 
 
 class Split(Bijection):
-    r"""Let half of the channels leave as a Gaussian that depends on the others, which go on.
+    r"""Model half of the channels as a Gaussian that depends on the other half, and transform the other half.
 
     .. math:: z_A = f(x_A), \qquad z_B = \frac{x_B - m(x_A)}{e^{s(x_A)}}, \qquad
               \log|\det J| = \log|\det J_f| - \sum_i s_i(x_A),
@@ -195,7 +195,7 @@ class Split(Bijection):
     def mean_and_log_std(
         self, kept: Float[Array, "H W A"], condition: Float[Array, " C"] | None = None
     ) -> tuple[Float[Array, "H W A"], Float[Array, "H W A"]]:
-        """Return m and s, the Gaussian of the channels that leave, given those that stay.
+        """Return m and s, the Gaussian of the second half of the channels, given the first half.
 
         Args:
             kept: The first half of the channels, :math:`x_A`.

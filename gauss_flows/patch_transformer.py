@@ -98,7 +98,7 @@ class Block(eqx.Module):
 
 
 def _normalized(token):
-    """The token with mean 0 and variance 1; the linear map behind it would undo any other scale and shift."""
+    """The token with mean 0 and variance 1; the linear map after it can make any other scale and shift."""
     centered = token - token.mean()
     return centered * lax.rsqrt(jnp.square(centered).mean() + 1e-5)
 

@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 
 import gauss_flows as gf
+from gauss_flows.bijection import partition
 
 KEY = jr.key(0)
 
@@ -33,6 +34,32 @@ def find(tree, *kinds):
 def built(make, *args, **options):
     """What a function makes from a key, without its values: nothing is compiled."""
     return eqx.filter_eval_shape(lambda key: make(key, *args, **options), KEY)
+
+
+def drawn(make, *args, **options):
+    """What a function makes from a key, all of it parameters, with NumPy's numbers: nothing is compiled."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        assert jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(fill, built(make, *args, **options))
+
+
+def moved(tree, seed, scale=0.3):
+    """All trainable parameters moved at random, by NumPy too."""
+    params, rest = partition(tree)
+    rng = np.random.default_rng(seed)
+    move = lambda a: jnp.asarray(np.asarray(a) + scale * rng.normal(size=a.shape), a.dtype)
+    return eqx.combine(jax.tree.map(move, params), rest)
+
+
+def in_precision_of_now(tree):
+    """The same numbers in JAX's default precision, which may have changed since they were made."""
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a), float) if eqx.is_inexact_array(a) else a, tree)
 
 
 def hidden_sizes(network):

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from cases import shaken
-from network_support import KEY, built
+from network_support import KEY, built, moved
 
 import gauss_flows as gf
 
@@ -26,7 +25,7 @@ def around(image):
 
 def test_a_convolutional_network_computes_what_its_formula_says():
     factory = gf.conditioners.conv(3, 4, 5, activation=jnp.tanh, cond_dim=2)
-    net = shaken(factory(3 * 4 * 2 + 2, 3 * 4 * 6, key=KEY), jr.key(1))
+    net = moved(factory(3 * 4 * 2 + 2, 3 * 4 * 6, key=KEY), 1)
     image, c = np.asarray(jr.normal(jr.key(2), (3, 4, 2))), np.array([0.5, -1.0], np.float32)
     arrays = jax.tree.map(lambda a: np.asarray(a) if eqx.is_array(a) else a, net)
     start = arrays.place + c @ arrays.condition
@@ -38,7 +37,7 @@ def test_a_convolutional_network_computes_what_its_formula_says():
 
 
 def test_a_pixel_depends_on_the_pixels_at_most_two_away():
-    net = shaken(gf.conditioners.conv(5, 1, 4)(5, 10, key=KEY), jr.key(1))
+    net = moved(gf.conditioners.conv(5, 1, 4)(5, 10, key=KEY), 1)
     jacobian = jax.jit(jax.jacfwd(lambda x: net(x)))(jnp.ones(5)).reshape(5, 2, 5)
     near = np.abs(np.subtract.outer(range(5), range(5))) <= 2
     np.testing.assert_array_equal((jacobian != 0).all(axis=1), near)

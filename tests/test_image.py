@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from cases import channel_coupling, channel_pattern, coupling_pattern, shaken
-from network_support import KEY, built, find
+import scipy
+from cases import channel_coupling, channel_pattern, coupling_pattern
+from network_support import KEY, built, find, moved
 
 import gauss_flows as gf
 from gauss_flows.image import _Shuffle, squeeze, unsqueeze
@@ -22,6 +23,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @functools.cache
 def small(mixing):
     return gf.image_flow(KEY, (4, 4, 1), steps=(2, 1), mixing=mixing, nn_width=4, cond_dim=2)
+
+
+def numbers(seed, *shape):
+    """JAX's generator would compile a program for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@eqx.filter_jit
+def latent_and_log_prob(flow, x, c):
+    return jax.vmap(flow.bijection.inverse)(x, c), jax.vmap(flow.log_prob)(x, c)
 
 
 def test_squeeze_matches_a_drawn_example():
@@ -44,8 +55,8 @@ def test_squeeze_matches_a_drawn_example():
 
 def test_squeeze_and_split_are_what_their_formulas_say():
     inner = channel_coupling(KEY, 2, 2, 4)
-    x = jr.normal(jr.key(1), (4, 4, 2))
-    split = shaken(gf.Split(KEY, gf.Squeeze(inner)), jr.key(2))
+    x = numbers(1, 4, 4, 2)
+    split = moved(gf.Split(KEY, gf.Squeeze(inner)), 2)
 
     @jax.jit
     def both(x):
@@ -96,9 +107,9 @@ def pattern(part, shape):
 @pytest.mark.parametrize("mixing", ["permutation", pytest.param("conv1x1", marks=pytest.mark.nightly)])
 def test_the_zeros_of_the_jacobian_follow_from_the_structure(mixing):
     """Two levels on 4×4 pixels: the Jacobian's zeros are those of the Boolean product of the layers."""
-    bijection = shaken(small(mixing), jr.key(1)).bijection.bijection
+    bijection = moved(small(mixing), 1).bijection.bijection
     run = lambda x: bijection.transform(x, jnp.ones(2))
-    jacobian = jax.jit(jax.jacfwd(run))(jr.normal(jr.key(2), (4, 4, 1)))
+    jacobian = jax.jit(jax.jacfwd(run))(numbers(2, 4, 4, 1))
     expected = pattern(bijection, (4, 4, 1))
     np.testing.assert_array_equal(jacobian.reshape(16, 16) != 0, expected)
     assert bool(expected.all()) == (mixing == "conv1x1")
@@ -131,9 +142,10 @@ def test_an_image_flow_has_the_parts_that_it_lists():
 
 def test_a_new_image_flow_is_the_standard_normal():
     """Up to rotations or permutations, no two of which are equal."""
-    x = jr.normal(jr.key(1), (5, 4, 4, 1))
-    normal = jax.scipy.stats.norm.logpdf(x).sum((1, 2, 3))
-    np.testing.assert_allclose(small("conv1x1").log_prob(x, jnp.ones((5, 2))), normal, rtol=1e-5)
+    x = numbers(1, 256, 4, 4, 1)
+    normal = scipy.stats.norm.logpdf(x).sum((1, 2, 3))
+    log_prob = latent_and_log_prob(small("conv1x1"), x, jnp.ones((256, 2)))[1]
+    np.testing.assert_allclose(log_prob, normal, rtol=1e-5)
     first, second = find(small("permutation"), _Shuffle)[0].permutation
     assert first.tolist() != second.tolist()
     first, second = find(small("conv1x1"), gf.Conv1x1)[0].upper
@@ -142,18 +154,16 @@ def test_a_new_image_flow_is_the_standard_normal():
 
 def test_a_conditional_image_flow_uses_its_condition_at_every_level():
     """And no weights make a point within 1e6 overflow."""
-    flow = shaken(small("conv1x1"), jr.key(1))
-    x, c = jr.normal(jr.key(2), (3, 4, 4, 1)), jr.normal(jr.key(3), (3, 2))
-
-    @eqx.filter_jit
-    def run(flow, x, c):
-        return jax.vmap(flow.bijection.inverse)(x, c), jax.vmap(flow.log_prob)(x, c)
-
-    squeezed = squeeze(np.asarray((run(flow, x, c)[0] != run(flow, x, c + 1)[0]).any(axis=0)))
+    flow = moved(small("conv1x1"), 1)
+    x, c, run = numbers(2, 256, 4, 4, 1), numbers(3, 256, 2), latent_and_log_prob
+    here, there = (np.asarray(run(flow, x, condition)[0])[:3] for condition in (c, c + 1))
+    squeezed = squeeze((here != there).any(axis=0))
     leaving, inside = squeezed[..., 2:], squeeze(squeezed[..., :2])[..., 4:]
     assert leaving.all()
     assert inside.all()
-    grow = lambda network: jax.tree.map(lambda a: 5 * a if eqx.is_array(a) else a, network)
+    grow = lambda network: jax.tree.map(
+        lambda a: jnp.asarray(5 * np.asarray(a)) if eqx.is_array(a) else a, network
+    )
     wild = eqx.tree_at(lambda flow: find(flow, gf.conditioners.ConvNet), flow, replace_fn=grow)
     assert bool(jnp.isfinite(run(wild, 1e6 * x, c)[1]).all())
 
@@ -188,14 +198,14 @@ def standardized(z):
 def multi_scale():
     """An ActNorm before a split, and one after it on half of the channels."""
     norm = lambda *shape: gf.ActNorm(shape, per_channel=True)
-    split = shaken(gf.Split(KEY, gf.Squeeze(gf.Conv1x1(KEY, (1, 1, 8)))), jr.key(1))
+    split = moved(gf.Split(KEY, gf.Squeeze(gf.Conv1x1(KEY, (1, 1, 8)))), 1)
     inner = gf.Squeeze(fb.Chain([norm(1, 1, 8), split.bijection.bijection]))
     split = eqx.tree_at(lambda s: s.bijection, split, inner)
     return gf.Squeeze(fb.Chain([norm(2, 2, 4), split]))
 
 
 def test_data_sets_the_layers_inside_of_squeeze_and_split():
-    x = 5 + jr.normal(jr.key(2), (200, 4, 4, 1)) * jnp.arange(1.0, 5)[None, :, None, None]
+    x = 5 + numbers(2, 200, 4, 4, 1) * np.arange(1, 5, dtype=np.float32)[None, :, None, None]
     flow = gf.Transformed(gf.standard_normal((4, 4, 1)), fb.Invert(multi_scale()))
     norm, split = gf.data_init(flow, x).bijection.bijection.bijection.bijections
     inner_norm = split.bijection.bijection.bijections[0]
@@ -211,7 +221,7 @@ def test_data_sets_the_layers_inside_of_squeeze_and_split():
 
 
 def test_data_sets_the_layers_of_an_inverted_split_from_the_inside_out():
-    x = 5 + 3 * jr.normal(jr.key(2), (200, 4, 4, 1))
+    x = 5 + 3 * numbers(2, 200, 4, 4, 1)
     new = gf.data_init(fb.Invert(multi_scale()), x).bijection
     norm, split = new.bijection.bijections
     inner_norm, last = split.bijection.bijection.bijections
@@ -227,7 +237,7 @@ def test_data_sets_the_layers_of_an_inverted_split_from_the_inside_out():
 
 
 def test_rows_that_a_split_loses_are_named_and_a_warm_start_is_refused():
-    x = np.array(jr.normal(jr.key(2), (20, 4, 4, 1)))
+    x = np.array(numbers(2, 20, 4, 4, 1))
     bad = gf.Squeeze(fb.Chain([fb.Exp((2, 2, 4)), multi_scale().bijection.bijections[1]]))
     x[7] = 200.0
     with pytest.raises(ValueError, match=r"1 of 20 rows have none, the first of them row 7"):
@@ -239,18 +249,14 @@ def test_rows_that_a_split_loses_are_named_and_a_warm_start_is_refused():
 
 
 def test_a_few_steps_of_training_improve_an_image_flow():
-    x, c = jr.normal(jr.key(1), (256, 4, 4, 1)).cumsum(axis=1), jnp.ones((256, 2))
+    new = small("conv1x1")
+    x, c = jnp.asarray(np.cumsum(numbers(1, 256, 4, 4, 1), axis=1)), jnp.ones((256, 2))
     options = {"steps": 20, "batch_size": 32, "learning_rate": 1e-2, "progress": False}
-    result = gf.fit(jr.key(2), small("conv1x1"), x, condition=c, **options)
-
-    @eqx.filter_jit
-    def run(flow):
-        drawn, log_prob = flow.sample_and_log_prob(jr.key(3), (), c[0])
-        return jax.vmap(flow.log_prob)(x, c).mean(), log_prob, flow.log_prob(drawn, c[0])
-
-    after, log_prob, again = run(result.flow)
-    assert float(after) > float(run(small("conv1x1"))[0]) + 1
-    np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-3)
+    result = gf.fit(jr.key(2), new, x, condition=c, **options)
+    log_prob = lambda flow, x: np.asarray(latent_and_log_prob(flow, x, c)[1])
+    assert log_prob(result.flow, x).mean() > log_prob(new, x).mean() + 1
+    drawn, found = result.flow.sample_and_log_prob(jr.key(3), condition=c)
+    np.testing.assert_allclose(found, log_prob(result.flow, drawn), rtol=1e-4, atol=1e-3)
 
 
 def conditional():

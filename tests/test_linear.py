@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from cases import shaken
-from network_support import KEY
+from network_support import KEY, moved
 
 import gauss_flows as gf
 
@@ -64,7 +63,7 @@ def test_the_product_of_reflections_begins_with_the_first():
 def test_a_1x1_convolution_is_one_matrix_at_every_pixel():
     """Its log-determinant is height × width times that of the matrix."""
     with jax.enable_x64(True):
-        layer = shaken(gf.Conv1x1(KEY, (3, 2, 4)), jr.key(1))
+        layer = moved(gf.Conv1x1(KEY, (3, 2, 4)), 1)
         x = jr.normal(jr.key(2), (3, 2, 4))
         z, log_det = layer.transform_and_log_det(x)
         matrix = np.asarray(layer.matrix)

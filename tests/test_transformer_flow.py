@@ -1,6 +1,7 @@
 """Tests of ``gauss_flows.transformer_flow``."""
 
-import equinox as eqx
+import functools
+
 import flowjax.bijections as fb
 import jax
 import jax.numpy as jnp
@@ -9,29 +10,31 @@ import numpy as np
 import pytest
 from file_support import blank
 from file_support import same as same_of_file
-from network_support import KEY, built, find
+from network_support import KEY, built, find, in_precision_of_now, moved
 
 import gauss_flows as gf
-from gauss_flows.bijection import partition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def bent(flow, scale=0.2):
-    """The flow with other parameters, at which no network is zero."""
-    params, static = partition(flow)
-    return eqx.combine(
-        jax.tree.map(lambda a: a + scale * jr.normal(jr.key(3), a.shape, a.dtype), params), static
-    )
+@functools.cache
+def made():
+    with jax.enable_x64(True):
+        return gf.transformer_flow(KEY, (4, 4, 1), layers=2, nn_width=8, cond_dim=2)
+
+
+def small():
+    """A new flow; in what ``moved`` makes of it no network is zero."""
+    return in_precision_of_now(made())
 
 
 def test_a_new_flow_is_normal_and_the_density_of_samples_is_theirs():
     with jax.enable_x64(True):
-        flow = gf.transformer_flow(KEY, (4, 4, 1), layers=3, nn_width=8, cond_dim=2)
+        flow = small()
         x, c = jr.normal(jr.key(1), (20, 4, 4, 1)), jr.normal(jr.key(2), (20, 2))
         normal = jax.scipy.stats.norm.logpdf(x).sum((1, 2, 3))
         np.testing.assert_allclose(flow.log_prob(x, c), normal, rtol=1e-12)
-        flow = bent(flow)
+        flow = moved(flow, 3, 0.2)
         x, log_prob = flow.sample_and_log_prob(KEY, condition=c)
         np.testing.assert_allclose(flow.log_prob(x, c), log_prob, atol=1e-10)
         assert float(jnp.abs(flow.log_prob(x, 0 * c) - log_prob).max()) > 1e-3
@@ -54,16 +57,16 @@ def test_a_flow_has_the_parts_that_it_lists():
 
 def test_the_order_of_patches_is_reversed_in_every_other_layer():
     """After two layers all elements depend on all, but for those of the last patch on each other."""
-    flow = bent(gf.transformer_flow(KEY, (4, 4), layers=2, nn_width=8))
-    forward = lambda x: flow.bijection.inverse(x.reshape(4, 4)).ravel()
+    flow = moved(small(), 3, 0.2)
+    forward = lambda x: flow.bijection.inverse(x.reshape(4, 4, 1), jnp.ones(2)).ravel()
     jacobian = np.asarray(jax.jit(jax.jacfwd(forward))(jr.normal(jr.key(1), (16,))))
     last = gf.masks.patch_order((4, 4), 2).ravel() == 3
     np.testing.assert_array_equal(jacobian != 0, ~np.outer(last, last) | np.eye(16, dtype=bool))
 
 
 def test_a_flow_and_a_guided_flow_come_back_from_a_file(path):
-    flow = gf.transformer_flow(KEY, (2, 4), layers=2, nn_width=8, cond_dim=2)
-    for saved in (bent(flow), gf.guided(bent(flow), 2.0)):
+    flow = moved(small(), 3, 0.2)
+    for saved in (flow, gf.guided(flow, 2.0)):
         gf.save(path, saved)
         assert same_of_file(gf.load(path, blank(saved)), saved)
     with pytest.raises(ValueError, match="`like` must have the file's"):

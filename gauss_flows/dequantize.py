@@ -19,7 +19,7 @@ from gauss_flows.conditioners import ConditionerFactory, mlp
 from gauss_flows.coupling import Coupling
 from gauss_flows.levels import ImageModel, PixelTable, expect_levels_of_numbers, log_prob
 from gauss_flows.log_det import log_prob as flow_log_prob
-from gauss_flows.masks import Mask, flip
+from gauss_flows.masks import Mask, as_mask, flip
 from gauss_flows.normal import normal_tails
 from gauss_flows.parametrize import Parametrized
 from gauss_flows.transformed import Transformed
@@ -43,7 +43,8 @@ class Dequantize(ImageModel):
     where :math:`t_i(k)` is the share of level k in pixel i. The numbers y fill the interval [0, L] and no
     more, so the probabilities of all images sum to 1.
 
-    ``gf.fit(key, model, images)`` trains the flow and the noise together.
+    ``gf.fit(key, model, images)`` trains the flow and the noise together. To set layers of the flow from data
+    before, use ``gf.data_init(model.flow, model.dequantize(images, key))`` and make the model anew.
 
     Args:
         flow: A distribution of the image's shape, such as :func:`~gauss_flows.coupling_flow` makes, with or
@@ -218,16 +219,20 @@ def variational_noise(
         (1, 2)
     """
     shape = expect_shape(shape)
-    first = np.indices(shape).sum(axis=0) % 2 == 0 if mask is None else np.asarray(mask)
-    network = conditioner or mlp(nn_width, 1, activation=jax.nn.silu, zero_last=True)
-    bijector = exp_affine(2.0) if bijector is None else bijector
-
-    def coupling(key, mask):
-        size = math.prod(shape)
-        return Coupling(key, shape, bijector=bijector, mask=mask, conditioner=network, cond_dim=size)
-
-    def pair(key):
-        return Chain([coupling(k, mask) for k, mask in zip(jr.split(key), (first, flip(first)), strict=True)])
-
+    first = as_mask(np.indices(shape).sum(axis=0) % 2 == 0 if mask is None else mask, shape)
+    layer = eqx.Partial(
+        _pair, shape=shape, mask=first.ravel().tolist(), conditioner=conditioner, nn_width=nn_width,
+        bijector=exp_affine(2.0) if bijector is None else bijector,
+    )  # fmt: skip
     keys = jr.split(expect_key(key), expect_whole("layers", layers, 1))
-    return Transformed(standard_normal(shape), Scan(stack(keys, pair)))
+    return Transformed(standard_normal(shape), Scan(stack(keys, layer)))
+
+
+def _pair(key, *, shape, mask, conditioner, nn_width, bijector):
+    """Two couplings whose masks complement each other."""
+    if conditioner is None:
+        conditioner = mlp(nn_width, 1, activation=jax.nn.silu, zero_last=True)
+    options = {"bijector": bijector, "conditioner": conditioner, "cond_dim": math.prod(shape)}
+    first = np.array(mask).reshape(shape)
+    keys = zip(jr.split(key), (first, flip(first)), strict=True)
+    return Chain([Coupling(key, shape, mask=mask, **options) for key, mask in keys])

@@ -203,3 +203,18 @@ def test_arguments_of_dequantize_are_checked():
         gf.variational_noise(0, (2, 2))
     with pytest.raises(ValueError, match="`mask` must"):
         gf.variational_noise(jr.key(0), (1,))
+
+
+def test_noise_from_another_key_compiles_nothing():
+    made = []
+
+    def network(in_size, out_size, *, key):
+        made.append(in_size)
+        return gf.conditioners.mlp(4, 1)(in_size, out_size, key=key)
+
+    first, second = (
+        (gf.variational_noise(jr.key(seed), (2, 1), layers=1, conditioner=network), len(made))
+        for seed in (0, 1)
+    )
+    assert first[1] == second[1]
+    assert not eqx.tree_equal(first[0], second[0])

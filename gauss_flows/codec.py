@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from gauss_flows.compiling import compiled
 from gauss_flows.discrete import DiscreteAutoregressive
@@ -63,7 +63,7 @@ def compress(model: DiscreteAutoregressive, images: Given, condition: Given = No
     """
     model = _expect_exact(model)
     k = model.images(images)
-    condition = model.conditions(condition, len(k))
+    condition = _conditions(model, condition, len(k))
     flat = k.reshape(len(k), -1)
     starts: list[int] = []
     ends: list[int] = []
@@ -102,7 +102,7 @@ def decompress(
     """
     model = _expect_exact(model)
     body, n, size = _open(data)
-    condition = model.conditions(condition, n)
+    condition = _conditions(model, condition, n)
     if _HEADER.unpack_from(body)[2] != _digest(model, condition):
         raise ValueError(
             "`model` must be the model that the images were written with, with the same conditions; its "
@@ -207,7 +207,21 @@ def _expect_exact(model: Given) -> DiscreteAutoregressive:
             f"image, with which no file can be written. Got {type(model).__name__}."
         )
     model.expect_single()
+    _expect_not_traced("model", model)
     return model
+
+
+def _conditions(model: DiscreteAutoregressive, condition: Given, n: int) -> Float[Array, "n C"] | None:
+    condition = model.conditions(condition, n)
+    _expect_not_traced("condition", condition)
+    return condition
+
+
+def _expect_not_traced(name: str, value: PyTree) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        raise ValueError(
+            f"`{name}` must be concrete, since a file holds numbers; inside jax.jit it is traced."
+        )
 
 
 def _open(data: Given) -> tuple[bytes, int, int]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import equinox as eqx
@@ -220,8 +221,9 @@ def input_dropout(
         >>> gf.fit(jr.key(2), model, images, loss=gf.input_dropout(), **options).train_loss.shape
         (5,)
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"`rate` must be at least 0 and below 1; got {rate}.")
+    within = isinstance(rate, Real) and 0 <= rate < 1
+    if not within:
+        raise ValueError(f"`rate` must be at least 0 and below 1; got {rate!r}.")
     return _InputDropout(float(rate))
 
 

@@ -321,6 +321,8 @@ def image_flow(
     """
     expect_key(key)
     shape, steps = _expect_levels(shape, steps)
+    nn_width = expect_whole("nn_width", nn_width, 1)
+    cond_dim = None if cond_dim is None else expect_whole("cond_dim", cond_dim, 1)
     if mixing not in get_args(ChannelMixing):
         raise ValueError(f"`mixing` must be one of {get_args(ChannelMixing)}; got {mixing!r}.")
     bijector = limited(exp_affine(2.0) if bijector is None else bijector, sum(steps))

@@ -12,6 +12,7 @@ from gauss_flows.autoregressive import MaskedAutoregressive
 from gauss_flows.conditioners import set_constant
 from gauss_flows.coupling import Coupling
 from gauss_flows.layer_walk import holds, set_layers
+from gauss_flows.levels import ImageModel
 from gauss_flows.linear import HouseholderRotation
 from gauss_flows.marginal import MarginalGaussianization
 from gauss_flows.mixtures import MixtureGaussianCDF, fit_mixture
@@ -52,10 +53,20 @@ def data_init(flow: PyTree, x: Float[Array, "n *shape"], condition: Array | None
         >>> print(f"{bijection.transform(x[0])[0]:.4f}")
         -1.0000
     """
-    if isinstance(flow, Transformed):
-        flow.expect_single()
+    _expect_flow(flow)
     x, condition = expect_data(flow, x, condition)
     return set_layers(flow, x, condition, _set_actnorm, (ActNorm,))
+
+
+def _expect_flow(flow: PyTree) -> None:
+    """Refuse a stack of flows, and a model of whole numbers, whose levels no layer takes as they are."""
+    if isinstance(flow, ImageModel):
+        raise ValueError(
+            "`flow` must be a flow for real numbers, such as the `flow` of a gf.Dequantize model, whose data "
+            f"are `model.dequantize(images, key)`; got {type(flow).__name__}."
+        )
+    if isinstance(flow, Transformed):
+        flow.expect_single()
 
 
 def _set_actnorm(layer, x, condition, forward):
@@ -109,8 +120,7 @@ def warm_start(
         >>> bool(gf.warm_start(cold, x).log_prob(x).mean() > cold.log_prob(x).mean() + 0.5)
         True
     """
-    if isinstance(flow, Transformed):
-        flow.expect_single()
+    _expect_flow(flow)
     data, rows = expect_data(flow, x, condition)
     if rotation not in (None, "pca"):
         raise ValueError(f"`rotation` must be None or 'pca'; got {rotation!r}.")

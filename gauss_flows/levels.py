@@ -203,9 +203,13 @@ class ImageModel(eqx.Module):
             return None
         wanted = (n, *self.cond_shape)
         array = None if condition is None else as_floats("condition", condition)
-        got = None if array is None else array.shape
-        if got != wanted:
+        if array is None or array.shape != wanted:
+            got = None if array is None else array.shape
             raise ValueError(f"`condition` must have shape {wanted}, one row per image; got {got}.")
+        if not isinstance(array, jax.core.Tracer):
+            bad = int((~np.isfinite(array)).reshape(n, -1).any(axis=1).sum())
+            if bad:
+                raise ValueError(f"`condition` must be finite; got NaN or infinity in {bad} of {n} rows.")
         return array
 
     def expect_single(self) -> None:
@@ -315,9 +319,14 @@ def bits_per_dim(
             "`model` must be a model of images of whole numbers, gf.Dequantize or gf.DiscreteAutoregressive; "
             f"got {type(model).__name__}."
         )
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, condition, key))):
+        instead = "log_prob" if model.exact else "log_prob_bound"
+        raise ValueError(
+            "`model`, `condition` and `key` must be concrete, since the result holds Python numbers; at "
+            f"least one is traced. Inside jax.jit or jax.grad take the mean of `model.{instead}`."
+        )
     if model.exact:
-        key = jr.key(0) if key is None else key
-        draws = 1
+        key, draws = jr.key(0), 1
     elif key is None:
         raise ValueError("`key` must be a random key for the noise of a dequantized model; got None.")
     nats = np.asarray(log_prob(model, model.images(images, 2), condition, key, draws), float)

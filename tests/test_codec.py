@@ -208,3 +208,13 @@ def test_another_process_reads_the_file_under_another_instruction_set_too(flags,
     command = [sys.executable, "-c", READER, str(tmp_path)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "the same" or (flags and "cannot be decoded here" in run.stderr), run.stderr
+
+
+def test_files_are_not_written_inside_of_jit(written):
+    model, data = written
+    for call in (lambda m: gf.compress(m, IMAGES), lambda m: gf.decompress(m, data)):
+        with pytest.raises(ValueError, match="`model` must be concrete, since a file holds numbers"):
+            eqx.filter_jit(call)(model)
+    conditional = model_of(cond_dim=1)
+    with pytest.raises(ValueError, match="`condition` must be concrete, since a file holds numbers"):
+        jax.jit(lambda condition: gf.compress(conditional, IMAGES, condition))(np.zeros((len(IMAGES), 1)))

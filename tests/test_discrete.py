@@ -183,3 +183,25 @@ def test_arguments_of_discrete_models_are_checked():
     conditional = model_of("condition, two ranks")
     with pytest.raises(ValueError, match=r"`condition` must have shape \(81, 2\), one row per image; got"):
         conditional.log_prob(ALL, np.zeros((80, 2)))
+
+
+@pytest.mark.parametrize("rate", ["0.1", None, np.nan, -0.1])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(ValueError, match="`rate` must be at least 0 and below 1; got"):
+        gf.input_dropout(rate)
+
+
+def test_conditions_that_are_not_finite_are_named():
+    """They gave log-probabilities of NaN, and samples that were blamed on the model's parameters."""
+    layer = gf.MaskedAutoregressive(jr.key(0), (2,), bijector=gf.Affine(), nn_width=4, cond_dim=2)
+    model, images = gf.DiscreteAutoregressive(layer, 3), np.zeros((3, 2))
+    for bad in (np.nan, np.inf):
+        broken = np.array([[0.0, 1.0], [bad, 1.0], [0.0, 0.0]])
+        for call in (
+            lambda c: model.log_prob(images, c),
+            lambda c: model.sample(jr.key(0), 3, c),
+            lambda c: gf.compress(model, images, c),
+            lambda c: gf.bits_per_dim(model, images, condition=c),
+        ):
+            with pytest.raises(ValueError, match="`condition` must be finite; got NaN or infinity in 1 of 3"):
+                call(broken)

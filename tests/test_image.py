@@ -309,3 +309,11 @@ def conditional():
 def test_what_is_no_image_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("nn_width", 0), ("nn_width", "8"), ("cond_dim", (10,)), ("cond_dim", 2.0)]
+)
+def test_sizes_of_an_image_flow_are_named_as_they_were_given(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1; got"):
+        gf.image_flow(KEY, (4, 4, 1), steps=(1,), **{name: value})

@@ -128,3 +128,10 @@ def test_a_warm_start_leaves_rotations_alone_unless_asked():
         warm = gf.warm_start(layers, x, rotation=rotation, em_steps=2)
         same = bool((warm.bijections[0].params == layers.bijections[0].params).all())
         assert same == (rotation is None)
+
+
+def test_a_model_of_whole_numbers_is_refused_and_its_flow_named():
+    model = gf.Dequantize(gf.Transformed(gf.standard_normal(2), gf.ActNorm((2,))), 4)
+    for set_from in (gf.data_init, gf.warm_start):
+        with pytest.raises(ValueError, match=r"`flow` must be a flow for real numbers, .*; got Dequantize"):
+            set_from(model, np.zeros((9, 2), int))

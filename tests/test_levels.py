@@ -142,3 +142,14 @@ def test_arguments_of_bits_per_dim_are_checked():
         gf.bits_per_dim(model, IMAGES[:1], jr.key(0))
     with pytest.raises(ValueError, match="`condition` must be None for a model without conditions"):
         gf.bits_per_dim(model, IMAGES, jr.key(0), condition=np.zeros((4, 1)))
+
+
+def test_bits_per_dim_inside_of_jit_names_what_to_use_there():
+    layer = gf.MaskedAutoregressive(jr.key(0), (2,), bijector=gf.Affine(), nn_width=4)
+    flow = gf.Transformed(gf.standard_normal(2), gf.ActNorm((2,)))
+    for model, instead in (
+        (gf.DiscreteAutoregressive(layer, 4), "log_prob`"),
+        (gf.Dequantize(flow, 4), "log_prob_bound`"),
+    ):
+        with pytest.raises(ValueError, match=rf"at least one is traced\..* `model\.{instead}"):
+            jax.jit(lambda key, model=model: gf.bits_per_dim(model, IMAGES, key).bits)(jr.key(0))

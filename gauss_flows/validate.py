@@ -36,7 +36,10 @@ def expect_whole(name: str, value: Given, at_least: int) -> int:
 def expect_key(key: Given) -> Array:
     """Return one random key, or say why it is none."""
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not hasattr(key, "dtype") or (typed and key.shape != ()):
+    # An old key, of `jax.random.PRNGKey`, is a vector of integers.
+    one = typed and key.ndim == 0
+    old = not typed and getattr(key, "ndim", 0) == 1 and jnp.issubdtype(key.dtype, jnp.unsignedinteger)
+    if not (one or old):
         raise ValueError(f"`key` must be a random key, such as jax.random.key(0); got {key!r}.")
     return key
 

@@ -9,7 +9,7 @@ import pytest
 from data_support import MIX, NORM, coupling_flow, sample
 
 import gauss_flows as gf
-from gauss_flows.validate import expect_real, expect_rows
+from gauss_flows.validate import expect_key, expect_real, expect_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -112,3 +112,14 @@ def test_parameters_of_layers_and_targets_are_not_masked_either():
     ):
         with pytest.raises(ValueError, match=r"must (not be a masked array|be real-valued)"):
             call()
+
+
+@pytest.mark.parametrize("key", [0, np.int64(0), np.ones(2), np.zeros((2, 2), np.uint32), None])
+def test_what_is_no_single_key_is_refused(key):
+    with pytest.raises(ValueError, match="`key` must be a random key, such as"):
+        expect_key(key)
+
+
+def test_keys_of_both_kinds_are_taken():
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        assert expect_key(key) is key

@@ -7,7 +7,7 @@ def _unsqueezed(y, part, channels_first=True):
     """The right image, or that of a common mistake.
 
     Args:
-        y: Shape (H, W, 4C).
+        y: Shape (H, V, 4C).
         part: From row i and column j in a block to the number of its group of channels, 0 to 3.
         channels_first: Whether the channels of one pixel are neighbors in y.
     """
@@ -23,7 +23,7 @@ def _unsqueezed(y, part, channels_first=True):
 
 
 def grade_unsqueeze(unsqueeze):
-    """Try ``unsqueeze(y)``, which takes shape (H, W, 4C) and returns shape (2H, 2W, C)."""
+    """Try ``unsqueeze(y)``, which takes shape (H, V, 4C) and returns shape (2H, 2V, C)."""
     for shape in ((2, 2, 4), (2, 3, 8)):
         y = np.arange(np.prod(shape)).reshape(shape)
         right = _unsqueezed(y, lambda i, j: 2 * i + j)

@@ -202,6 +202,7 @@ def test_a_fault_still_fits_the_package(fault):
 X86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere the flag means nothing
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not X86, reason="the flag means nothing on other processors")
 def test_printed_numbers_travel_to_an_older_processor(beginning):
     """The untrained part of the first chapter; `make travel` runs whole chapters under three sets."""

@@ -106,6 +106,7 @@ def test_points_that_become_infinite_in_single_precision_are_refused():
         assert gf.Affine().transform(np.array(1e39)) == 1e39
 
 
+@pytest.mark.nightly  # a process with eight devices, which takes 18 s
 def test_flows_run_under_shard_map():
     """Eight devices, one row of points each: densities, sequential and iterated inverses, estimates."""
     code = textwrap.dedent("""

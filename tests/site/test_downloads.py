@@ -17,7 +17,7 @@ SITE = ROOT / "_build" / "html" / "book"
 sys.path.insert(0, str(ROOT / "book"))
 from _bundle import chapters, files_of, with_first_cell  # noqa: E402
 
-QUICK = ("diagonal_vs_coupling", "equivalence", "jax_primer")
+QUICK = ("diagonal_vs_coupling", "jax_primer")
 
 
 @pytest.fixture(scope="session")

@@ -191,6 +191,7 @@ def test_the_checks_hold_for_every_flow(window, bijector, layers):
             assert picture["divergence"] >= -3 * picture["error"]
 
 
+@pytest.mark.nightly  # it trains for a while, and the engine that trains has its own tests
 def test_training_shows_what_the_masks_do(window):
     settings = {"data": "moons", "bijector": "spline", "pattern": "alternate", "layers": 6, "rate": 0.01}
     alternate = train(window, settings, 1000)[1]

@@ -8,13 +8,14 @@ import flowjax.bijections as fb
 import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from flowjax.bijections import AbstractBijection
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 from paramax import NonTrainable, non_trainable, unwrap
 
 from gauss_flows.compiling import compiled, jit_once, varying_like
-from gauss_flows.validate import Shape, as_floats, expect_shape, expect_whole
+from gauss_flows.validate import Shape, as_floats, expect_key, expect_shape, expect_whole
 
 
 def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
@@ -25,9 +26,13 @@ def partition(tree: PyTree) -> tuple[PyTree, PyTree]:
     return eqx.partition(tree, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable))
 
 
+def stack(key: PRNGKeyArray, n: int, layer: Callable) -> PyTree:
+    """Return n layers, which a function makes from parts of a key, stacked along the first axis of arrays."""
+    return _stacked(jr.split(expect_key(key), n), layer)
+
+
 @jit_once  # one program in place of some forty operations, each compiled for its shape
-def stack(keys: Array, layer: Callable) -> PyTree:
-    """The layers that a function makes from keys, stacked along the first axis of every array."""
+def _stacked(keys: Array, layer: Callable) -> PyTree:
     return eqx.filter_vmap(lambda key: layer(key))(keys)
 
 

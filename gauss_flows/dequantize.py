@@ -224,8 +224,8 @@ def variational_noise(
         _pair, shape=shape, mask=first.ravel().tolist(), conditioner=conditioner, nn_width=nn_width,
         bijector=exp_affine(2.0) if bijector is None else bijector,
     )  # fmt: skip
-    keys = jr.split(expect_key(key), expect_whole("layers", layers, 1))
-    return Transformed(standard_normal(shape), Scan(stack(keys, layer)))
+    couplings = stack(key, expect_whole("layers", layers, 1), layer)
+    return Transformed(standard_normal(shape), Scan(couplings))
 
 
 def _pair(key, *, shape, mask, conditioner, nn_width, bijector):

@@ -14,7 +14,7 @@ from paramax import unwrap
 from gauss_flows.compiling import compiled
 from gauss_flows.fit_result import FitResult
 from gauss_flows.train import fit
-from gauss_flows.validate import expect_whole
+from gauss_flows.validate import expect_key, expect_whole
 
 
 def distill(
@@ -76,7 +76,7 @@ def distill(
         raise ValueError(f"`loss` must be one of {tuple(losses)}; got {loss!r}.")
     if "condition" in options:
         raise ValueError("`condition` must be left out: teacher and student are unconditional.")
-    noise_key, key = jr.split(key)
+    noise_key, key = jr.split(expect_key(key))
     noise = compiled(_draw, student.base_dist, noise_key, expect_whole("n_noise", n_noise, 2))
     return fit(key, student, noise, loss=_Distillation(losses[loss], teacher), **options)
 

@@ -17,7 +17,7 @@ from gauss_flows.continuous import FlowODE
 from gauss_flows.fit_result import FitResult, NonFiniteLoss
 from gauss_flows.train import fit, with_density_error
 from gauss_flows.transformed import Transformed
-from gauss_flows.validate import as_floats, expect_whole
+from gauss_flows.validate import as_floats, expect_key, expect_whole
 
 Path = Literal["linear", "variance_preserving"]
 
@@ -242,7 +242,7 @@ def reflow(
     got = None if condition is None else condition.shape
     if got != wanted:
         raise ValueError(f"`condition` must have shape {wanted}, one row per pair; got {got}.")
-    noise_key, key = jr.split(key)
+    noise_key, key = jr.split(expect_key(key))
     x0 = unwrap(flow.base_dist).sample(noise_key, (n,))
     axes = (0, None if condition is None else 0)
     x1 = eqx.filter_jit(lambda flow: jax.vmap(flow.bijection.transform, axes)(x0, condition))(flow)

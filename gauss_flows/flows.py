@@ -91,7 +91,7 @@ def _limited(bijector, layers):
 def _flow(key, dim, layers, layer, **options):
     base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
     layer = eqx.Partial(layer, shape=base.shape, **options)
-    return Transformed(base, Invert(Scan(stack(jr.split(key, layers), layer))))
+    return Transformed(base, Invert(Scan(stack(key, layers, layer))))
 
 
 def _coupling_layer(key, *, shape, mixing, actnorm, conditioner, nn_width, nn_depth, **options):
@@ -297,7 +297,7 @@ def gaussianization_flow(
     """
     dim, layers = expect_whole("dim", dim, 1), expect_whole("layers", layers, 1)
     bijector = MixtureGaussianCDF() if bijector is None else bijector
-    made = stack(jr.split(key, layers), eqx.Partial(gaussianization_layer, dim=dim, bijector=bijector))
+    made = stack(key, layers, eqx.Partial(gaussianization_layer, dim=dim, bijector=bijector))
     return gaussianization_of(dim, made, ActNorm((dim,)))
 
 

@@ -361,7 +361,7 @@ def _levels(key, *, shape, steps, conditioner, nn_width, cond_dim, **options):
         network = conditioners.conv(height, width, nn_width, cond_dim=cond_dim or 0, zero_last=True)
     step_key, split_key, key = jr.split(key, 3)
     step = eqx.Partial(_step, shape=inside, conditioner=network, cond_dim=cond_dim, **options)
-    here = Scan(stack(jr.split(step_key, steps[0]), step))
+    here = Scan(stack(step_key, steps[0], step))
     if len(steps) == 1:
         return Squeeze(here)
     half = {"shape": (height, width, channels // 2), "steps": steps[1:]}

@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 
 from gauss_flows.compiling import compiled
 from gauss_flows.moments import mean_and_std
-from gauss_flows.validate import column_names, expect_concrete, expect_rows, expect_whole
+from gauss_flows.validate import column_names, expect_concrete, expect_key, expect_rows, expect_whole
 
 _WINDOW = 8  # wider gains little variance, and blurs the ends of the sample
 
@@ -285,7 +285,7 @@ def kl_divergence(
             )
     if flow.shape != target.shape:
         raise ValueError(f"`flow` must have shape {target.shape}, the target's; got {flow.shape}.")
-    ratios = np.asarray(compiled(_log_ratios, target, flow, jr.split(key, n)), dtype=float)
+    ratios = np.asarray(compiled(_log_ratios, target, flow, jr.split(expect_key(key), n)), dtype=float)
     finite = bool(np.isfinite(ratios).all())
     return Estimate(float(ratios.mean()), float(ratios.std(ddof=1) / n**0.5) if finite else float("inf"))
 

@@ -55,7 +55,7 @@ class HouseholderRotation(Bijection):
             pairs = (jnp.arange(n)[:, None] // 2).astype(float)
             self.params = jnp.cos(jnp.pi * pairs * (jnp.arange(float(size))[None, :] + 0.5) / size) + 0.0
         else:
-            self.params = jax.random.normal(key, (n, *self.shape))
+            self.params = jax.random.normal(expect_key(key), (n, *self.shape))
 
     def with_axes(self, axes: Float[Array, "D D"]) -> "HouseholderRotation":
         """The rotation whose i-th output is the projection on the i-th axis, each up to its sign.

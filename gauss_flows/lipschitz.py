@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from paramax import Parameterize, unwrap
 
-from gauss_flows.validate import expect_whole
+from gauss_flows.validate import expect_key, expect_whole
 
 
 class LipschitzMLP(eqx.Module):
@@ -73,7 +73,7 @@ class LipschitzMLP(eqx.Module):
         sizes = [expect_whole("in_size", in_size, 1), *[width] * depth, expect_whole("out_size", out_size, 1)]
         self.lipschitz = float(lipschitz)
         bound = self.lipschitz ** (1 / (depth + 1))
-        keys = jr.split(key, (depth + 2, 2))
+        keys = jr.split(expect_key(key), (depth + 2, 2))
         pairs = list(pairwise(sizes))
         draw = lambda key, size, shape: jr.uniform(key, shape, minval=-1, maxval=1) / math.sqrt(size)
         weights = [draw(keys[i, 0], n, (m, n)) for i, (n, m) in enumerate(pairs)]

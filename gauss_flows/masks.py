@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, PRNGKeyArray
 
-from gauss_flows.validate import Given, Shape, expect_concrete, expect_shape, expect_whole
+from gauss_flows.validate import Given, Shape, expect_concrete, expect_key, expect_shape, expect_whole
 
 Mask = Bool[np.ndarray, "*shape"]
 
@@ -75,7 +75,7 @@ def random(key: PRNGKeyArray, shape: Shape) -> Mask:
     shape, size = _sized(shape)
     if isinstance(key, jax.core.Tracer):
         raise ValueError("`key` must be a concrete random key, but it is traced.")
-    return np.asarray(jax.random.permutation(key, size) < size // 2).reshape(shape)
+    return np.asarray(jax.random.permutation(expect_key(key), size) < size // 2).reshape(shape)
 
 
 def checkerboard(height: int, width: int, channels: int | None = None) -> Mask:

@@ -17,7 +17,7 @@ from gauss_flows.layer_walk import walk
 from gauss_flows.mixtures import MixtureGaussianCDF
 from gauss_flows.moments import mean_and_std
 from gauss_flows.transformed import Transformed
-from gauss_flows.validate import column_names, expect_concrete, expect_rows, expect_whole
+from gauss_flows.validate import column_names, expect_concrete, expect_key, expect_rows, expect_whole
 
 Rotation = Literal["random", "pca"]
 
@@ -109,7 +109,7 @@ def rbig(
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0; got {tolerance}.")
     bijector = MixtureGaussianCDF(expect_whole("n_components", n_components, 2))
-    split_key, *keys = jr.split(key, 1 + most)
+    split_key, *keys = jr.split(expect_key(key), 1 + most)
     n_val = max(1, round(val_fraction * len(data))) if val_fraction else 0
     order = np.asarray(jr.permutation(split_key, len(data)))
     held, fitted = (data[order[:n_val]], data[order[n_val:]]) if n_val else (data, data)

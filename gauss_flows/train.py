@@ -33,7 +33,7 @@ from gauss_flows.fit_loop import (
 from gauss_flows.fit_options import FitOptions
 from gauss_flows.fit_result import FitResult, NonFiniteLoss, log_densities, of_one_flow, reason
 from gauss_flows.log_det import is_random
-from gauss_flows.validate import expect_data
+from gauss_flows.validate import expect_data, expect_key
 
 LARGE_DENSITY_ERROR = 1e-3  # nats: what `fit` warns of
 
@@ -101,6 +101,7 @@ def fit(
         >>> result.train_loss.shape
         (20,)
     """
+    expect_key(key)
     options = (options or FitOptions()).changed(changes)
     mesh = options.sharding
     if mesh is None:

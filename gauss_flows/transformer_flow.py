@@ -1,7 +1,6 @@
 """A flow for images whose layers are autoregressive over patches, with a transformer as the network."""
 
 import equinox as eqx
-import jax.random as jr
 from flowjax.bijections import AbstractBijection, Chain, Flip, Invert
 from jaxtyping import PRNGKeyArray
 
@@ -12,7 +11,7 @@ from gauss_flows.bijectors import exp_affine
 from gauss_flows.conditioners import patch_transformer
 from gauss_flows.parametrize import Parametrized
 from gauss_flows.transformed import Transformed
-from gauss_flows.validate import Shape, expect_key, expect_whole
+from gauss_flows.validate import Shape, expect_whole
 
 
 def transformer_flow(
@@ -74,8 +73,7 @@ def transformer_flow(
         "cond_dim": cond_dim,
         "inverse": inverse,
     }
-    keys = jr.split(expect_key(key), expect_whole("layers", layers, 1))
-    stacked = stack(keys, eqx.Partial(_layer, **options))
+    stacked = stack(key, expect_whole("layers", layers, 1), eqx.Partial(_layer, **options))
     return Transformed(standard_normal(shape), Invert(Scan(stacked)))
 
 

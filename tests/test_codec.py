@@ -210,7 +210,7 @@ def test_another_process_reads_the_file_under_another_instruction_set_too(flags,
     assert run.stdout.strip() == "the same" or (flags and "cannot be decoded here" in run.stderr), run.stderr
 
 
-def test_files_are_not_written_inside_of_jit(written):
+def test_files_are_not_written_under_jit(written):
     model, data = written
     for call in (lambda m: gf.compress(m, IMAGES), lambda m: gf.decompress(m, data)):
         with pytest.raises(ValueError, match="`model` must be concrete, since a file holds numbers"):

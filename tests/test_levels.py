@@ -144,7 +144,7 @@ def test_arguments_of_bits_per_dim_are_checked():
         gf.bits_per_dim(model, IMAGES, jr.key(0), condition=np.zeros((4, 1)))
 
 
-def test_bits_per_dim_inside_of_jit_names_what_to_use_there():
+def test_bits_per_dim_under_jit_names_what_to_use_there():
     layer = gf.MaskedAutoregressive(jr.key(0), (2,), bijector=gf.Affine(), nn_width=4)
     flow = gf.Transformed(gf.standard_normal(2), gf.ActNorm((2,)))
     for model, instead in (

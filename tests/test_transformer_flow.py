@@ -87,8 +87,3 @@ def test_a_flow_and_a_guided_flow_come_back_from_a_file(path):
 def test_arguments_are_checked(shape, options, message):
     with pytest.raises(ValueError, match=message):
         gf.transformer_flow(KEY, shape, **options)
-
-
-def test_a_transformer_flow_names_a_key_that_is_none():
-    with pytest.raises(ValueError, match="`key` must be a random key"):
-        gf.transformer_flow(0, (4, 4))

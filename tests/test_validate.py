@@ -120,6 +120,28 @@ def test_what_is_no_single_key_is_refused(key):
         expect_key(key)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key: gf.coupling_flow(key, 2),
+        lambda key: gf.maf(key, 2),
+        lambda key: gf.residual_flow(key, 2),
+        lambda key: gf.gaussianization_flow(key, 2),
+        lambda key: gf.image_flow(key, (4, 4, 1)),
+        lambda key: gf.transformer_flow(key, (4, 4)),
+        lambda key: gf.variational_noise(key, (2, 2)),
+        lambda key: gf.Residual(key, (2,)),
+        lambda key: gf.HouseholderRotation(1, (2,), key=key),
+        lambda key: gf.masks.random(key, (4,)),
+        lambda key: gf.rbig(key, np.zeros((9, 2))),
+        lambda key: gf.fit(key, MIX, np.zeros((9, 2)), progress=False),
+    ],
+)
+def test_what_draws_checks_its_key(draw):
+    with pytest.raises(ValueError, match=r"`key` must be a random key, .*; got 0"):
+        draw(0)
+
+
 def test_keys_of_both_kinds_are_taken():
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
         assert expect_key(key) is key

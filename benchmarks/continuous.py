@@ -20,21 +20,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 import gauss_flows as gf
+from experiments.timing import seconds
 from gauss_flows.bijection import partition
 
 N, LARGEST = 256, 1e-3
 
 
-def best_in_turn(calls, rounds=20):
-    """The best time of each call in milliseconds, after one untimed call of each."""
-    best = dict.fromkeys(calls, float("inf"))
-    for round_ in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if round_:
-                best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
-    return best
+def in_milliseconds(calls):
+    """Return the best time of each call by its name."""
+    best = seconds(list(calls.values()), rounds=20, take=min)
+    return {name: 1e3 * took for name, took in zip(calls, best, strict=True)}
 
 
 def by_diffrax(solver, tolerance):
@@ -98,8 +93,8 @@ def main():
         return lambda: compiled(params)
 
     density = {name: eqx.filter_jit(log_prob) for name, log_prob in chosen.items()}
-    times = best_in_turn({name: lambda f=f: f(velocity, x) for name, f in density.items()})
-    steps = best_in_turn({name: step(log_prob) for name, log_prob in chosen.items()})
+    times = in_milliseconds({name: lambda f=f: f(velocity, x) for name, f in density.items()})
+    steps = in_milliseconds({name: step(log_prob) for name, log_prob in chosen.items()})
     ours_density, ours_step = times["gauss_flows rk4"], steps["gauss_flows rk4"]
     print("                   log p [ms]  / ours   gradient [ms]  / ours")
     for name in chosen:

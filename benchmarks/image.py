@@ -9,8 +9,6 @@ step is the gradient of the mean log-likelihood of a batch and one step of Adam.
 torch runs with both cores. Best of 20 calls in turn.
 """
 
-import time
-
 import equinox as eqx
 import jax
 import jax.random as jr
@@ -18,21 +16,10 @@ import numpy as np
 import optax
 
 import gauss_flows as gf
+from experiments.timing import seconds
 from gauss_flows.bijection import partition
 
 BLOCKS = (6, 4)
-
-
-def best_in_turn(calls, rounds=20):
-    """Return the best time of each call in milliseconds, after one untimed call of each."""
-    best = dict.fromkeys(calls, float("inf"))
-    for round_ in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if round_:
-                best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
-    return best
 
 
 def ours(side, batch):
@@ -114,8 +101,8 @@ def main():
             return
         print(f"{side}×{side}, batch {batch}: {size} and {other_size} parameters")
         for task, call in calls.items():
-            times = best_in_turn({"ours": call, "normflows": others[task]})
-            print(f"{task:>28} {times['ours']:10.2f} {times['normflows'] / times['ours']:18.2f}")
+            mine, theirs = seconds([call, others[task]], rounds=20, take=min)
+            print(f"{task:>28} {1e3 * mine:10.2f} {theirs / mine:18.2f}")
 
 
 if __name__ == "__main__":

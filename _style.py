@@ -56,6 +56,22 @@ def style_ax(ax: Axes, *, title: str | None = None, xlabel: str = "", ylabel: st
     return ax
 
 
+def draw_images(ax: Axes, images, title: str, *, most: float = 16) -> Axes:
+    """Gray images side by side, dark where the level is high.
+
+    Args:
+        ax: Where to draw.
+        images: Shape (n, height, width, 1).
+        title: What they are.
+        most: The highest level, drawn black.
+    """
+    row = np.concatenate([np.pad(image[..., 0], 1) for image in np.asarray(images)], axis=1)
+    ax.imshow(row, cmap="gray_r", vmin=0, vmax=most)
+    ax.set_title(title, fontsize=10, loc="left")
+    ax.axis("off")
+    return ax
+
+
 def draw_jacobian(ax: Axes, jacobian, passive, *, order=None, title: str = "") -> Axes:
     """A Jacobian as a picture: exact zeros white, passive rows blue, active rows orange.
 

@@ -25,7 +25,7 @@ import gauss_flows as gf
 from experiments.common import HERE, parameters, read_table, write_table
 from experiments.masks.run import digits
 
-SEEDS, STEPS, SHORT, BATCH, LEVELS, SHAPE, BUDGET = 5, 1000, 400, 64, 17, (8, 8, 1), 20.0
+SEEDS, STEPS, SHORT, BATCH, LEVELS, SHAPE, BUDGET = 5, 1000, 300, 64, 17, (8, 8, 1), 20.0
 AT_EQUAL_TIME = ("dense, flat", "conv, flat", "dense, multi-scale", "conv, multi-scale")
 FOLDER = "image_flows"
 
@@ -102,16 +102,21 @@ def make_of(name, training, levels=LEVELS):
     return model
 
 
+def seeds(seed):
+    """Return the keys for making and for training a model."""
+    return jr.split(jr.fold_in(jr.key(0), seed))
+
+
 def train(name, training, seed, steps=STEPS, levels=LEVELS):
     """Train one model with the defaults of ``gf.fit``; return the result and the seconds."""
-    make_key, key = jr.split(jr.fold_in(jr.key(0), seed))
+    make_key, key = seeds(seed)
     model = make_of(name, training, levels)(make_key)
     begin = time.perf_counter()
     result = gf.fit(key, model, training, steps=steps, batch_size=BATCH, progress=False)
     return result, time.perf_counter() - begin
 
 
-def sweep_cost(chosen=()):
+def sweep_cost():
     """Time one training step and the compilation of each flow."""
     training, _ = images()
     rows = []
@@ -166,7 +171,7 @@ def sweep_fits(chosen=()):
         add_rows(table, fields, rows)
 
 
-def sweep_draws(chosen=()):
+def sweep_draws():
     """Score two flows with more and more draws of the noise, three times each."""
     training, test = images()
     rows = []
@@ -180,7 +185,7 @@ def sweep_draws(chosen=()):
     write_table(f"{FOLDER}/draws.csv", ["flow", "draws", "repetition", "bits"], rows)
 
 
-def sweep_patches(chosen=()):
+def sweep_patches():
     """Train two flows on patches of photographs, five seeds each."""
     training, test = photographs()
     rows = []
@@ -198,8 +203,13 @@ def sweep_patches(chosen=()):
 if __name__ == "__main__":
     name, *chosen = sys.argv[1:] or ["all"]
     begin = time.perf_counter()
-    sweeps = {"cost": sweep_cost, "fits": sweep_fits, "draws": sweep_draws, "patches": sweep_patches}
+    sweeps = {
+        "cost": sweep_cost,
+        "fits": lambda: sweep_fits(chosen),
+        "draws": sweep_draws,
+        "patches": sweep_patches,
+    }
     for which, sweep in sweeps.items():
         if name in ("all", which):
-            sweep(chosen)
+            sweep()
     print(f"{name}: {time.perf_counter() - begin:.0f} s")

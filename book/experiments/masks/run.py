@@ -30,9 +30,13 @@ SEEDS = 5
 
 def digits():
     """1,540 images to train on and every seventh held out, shape (n, 8, 8), whole numbers 0 … 16."""
-    images = load_digits().images.astype(int)
-    held_out = np.arange(len(images)) % 7 == 0
-    return images[~held_out], images[held_out]
+    return split(load_digits().images.astype(int))
+
+
+def split(rows):
+    """What belongs to the training images and to the held-out ones, of an array with a row for each image."""
+    held_out = np.arange(len(rows)) % 7 == 0
+    return rows[~held_out], rows[held_out]
 
 
 def pixel_table(images):

@@ -1,12 +1,12 @@
 """Run the long experiments of the chapter "Transformer flows".
 
     python -m experiments.transformer_flows.run             all, about an hour on two idle cores
-    python -m experiments.transformer_flows.run files       (or: exact, samples, orders, training, sampling)
+    python -m experiments.transformer_flows.run files       (or: exact, samples, training, sampling)
 
 ``exact`` trains autoregressive models with exact probabilities; ``files`` compresses held-out images with two
 of them and with general programs (zstd only where the package zstandard is installed). ``samples`` measures
-what noise, denoising and guidance do to samples of a class; ``orders`` trains transformers with and without
-reversing the order between layers; ``training`` trains the transformer and the image flow longer and longer;
+what noise, denoising and guidance do to samples of a class; ``training`` trains the transformer and the image
+flow longer and longer, and once a transformer that does not reverse the order between its layers;
 ``sampling`` times three ways to sample, and must run on an idle machine. Each writes
 a table beside this file, whose first line names the versions, the machine and the date.
 """
@@ -31,16 +31,12 @@ from sklearn.svm import SVC
 
 import gauss_flows as gf
 from experiments.common import parameters, seconds, write_table
-from experiments.image_flows.run import BATCH, LEVELS, SHAPE, images, photographs
+from experiments.image_flows.run import BATCH, LEVELS, SHAPE, images, photographs, seeds
+from experiments.masks.run import split
 
 SEEDS, WIDTH, SIGMA, WEIGHTS = 5, 32, 0.25, (0.5, 1.0, 2.0)
 TRAINING_STEPS = (1000, 3000, 9000)
 FOLDER = "transformer_flows"
-
-
-def seeds(seed):
-    """Return the keys for making and for training a model."""
-    return jr.split(jr.fold_in(jr.key(0), seed))
 
 
 # Exact probabilities and files.
@@ -167,9 +163,7 @@ def sweep_files():
 
 def labels():
     """Return the classes of the training and of the test images."""
-    target = load_digits().target
-    held_out = np.arange(len(target)) % 7 == 0
-    return target[~held_out], target[held_out]
+    return split(load_digits().target)
 
 
 @dataclass(frozen=True)
@@ -290,13 +284,6 @@ def sweep_samples():
 # Longer training.
 
 
-def competitor(name, training):
-    """Return what makes a model of images without classes: the transformer, or convolutional couplings."""
-    transformer = lambda key: gf.transformer_flow(key, SHAPE, nn_width=WIDTH)
-    flow = transformer if name == "transformer" else lambda key: gf.image_flow(key, SHAPE)
-    return lambda key: gf.Dequantize(flow(key), LEVELS, images=training)
-
-
 def one_order(key):
     """Make a transformer flow in which every layer has the same order of the patches."""
     make = lambda key: gf.MaskedAutoregressive(
@@ -307,40 +294,37 @@ def one_order(key):
     return gf.Transformed(gf.standard_normal(SHAPE), Invert(gf.Scan(layers)))
 
 
-def sweep_orders():
-    """Train the transformer with orders in turn and with one order, five seeds."""
-    training, test = images()
-    in_turn = lambda key: gf.transformer_flow(key, SHAPE, nn_width=WIDTH)
-    rows = []
-    for name, flow in (("in turn", in_turn), ("one order", one_order)):
-        for seed in range(SEEDS):
-            make_key, key = seeds(seed)
-            model = gf.Dequantize(flow(make_key), LEVELS, images=training)
-            result = gf.fit(key, model, training, steps=1000, batch_size=BATCH, progress=False)
-            rows.append([name, seed, f"{gf.bits_per_dim(result.flow, test, jr.key(9)).bits:.4f}"])
-            print(rows[-1], flush=True)
-    write_table(f"{FOLDER}/orders.csv", ["orders", "seed", "bits"], rows)
+COMPETITORS = {
+    "transformer": lambda key: gf.transformer_flow(key, SHAPE, nn_width=WIDTH),
+    "couplings": lambda key: gf.image_flow(key, SHAPE),
+    "one order": one_order,
+}
+
+
+def planned():
+    """Return flow and steps of all fits without classes."""
+    longer = [(name, steps) for steps in TRAINING_STEPS for name in ("transformer", "couplings")]
+    return [("one order", TRAINING_STEPS[0]), *longer]
 
 
 def sweep_training():
-    """Train the transformer and the convolutional couplings for more and more steps, five seeds."""
+    """Train flows without classes for more and more steps, five seeds."""
     training, test = images()
     rows = []
     fields = ["flow", "parameters", "steps", "seed", "bits", "train_bits", "best_step", "seconds"]
-    for steps in TRAINING_STEPS:
-        for name in ("transformer", "couplings"):
-            make = competitor(name, training)
-            for seed in range(SEEDS):
-                make_key, key = seeds(seed)
-                begin = time.perf_counter()
-                options = {"steps": steps, "batch_size": BATCH, "progress": False}
-                result = gf.fit(key, make(make_key), training, **options)
-                took = time.perf_counter() - begin
-                bits = [gf.bits_per_dim(result.flow, part, jr.key(9)).bits for part in (test, training)]
-                rows.append([name, parameters(make), steps, seed, *(f"{b:.4f}" for b in bits)])
-                rows[-1] += [int(result.best_step), f"{took:.0f}"]
-                print(rows[-1], flush=True)
-            write_table(f"{FOLDER}/training.csv", fields, rows)
+    for name, steps in planned():
+        make = lambda key, name=name: gf.Dequantize(COMPETITORS[name](key), LEVELS, images=training)
+        for seed in range(SEEDS):
+            make_key, key = seeds(seed)
+            begin = time.perf_counter()
+            options = {"steps": steps, "batch_size": BATCH, "progress": False}
+            result = gf.fit(key, make(make_key), training, **options)
+            took = time.perf_counter() - begin
+            bits = [gf.bits_per_dim(result.flow, part, jr.key(9)).bits for part in (test, training)]
+            rows.append([name, parameters(make), steps, seed, *(f"{b:.4f}" for b in bits)])
+            rows[-1] += [int(result.best_step), f"{took:.0f}"]
+            print(rows[-1], flush=True)
+        write_table(f"{FOLDER}/training.csv", fields, rows)
 
 
 # Three ways to sample.
@@ -377,8 +361,8 @@ if __name__ == "__main__":
     chosen = sys.argv[1] if len(sys.argv) > 1 else "all"
     begin = time.perf_counter()
     sweeps = {
-        "exact": sweep_exact, "files": sweep_files, "samples": sweep_samples, "orders": sweep_orders,
-        "training": sweep_training, "sampling": sweep_sampling,
+        "exact": sweep_exact, "files": sweep_files, "samples": sweep_samples, "training": sweep_training,
+        "sampling": sweep_sampling,
     }  # fmt: skip
     for name, sweep in sweeps.items():
         if chosen in ("all", name):

@@ -13,6 +13,7 @@ BASE ?= origin/main
 PY := .venv/bin/python
 CELL := 76
 INSTALLED := .venv/.installed
+BENCHMARKS ?= benchmarks/[!_]*.py
 SITE := _build/html/index.html
 SOURCES := _style.py $(shell find _config.yml _toc.yml book gauss_flows -type f -not -path "*/.*" -not -path "*/__pycache__/*")
 
@@ -22,7 +23,7 @@ help:
 	@echo "make quick      lint, types, and the tests of what differs from origin/main (BASE=... from elsewhere)"
 	@echo "make notebooks  execute the chapters in place (NOTEBOOKS=book/x.ipynb for one)"
 	@echo "make lint       ruff, over the notebooks too, and mypy"
-	@echo "make bench      print speeds as ratios against rivals, from one run"
+	@echo "make bench      print speeds as ratios against rivals, from one run (BENCHMARKS=benchmarks/x.py for one)"
 	@echo "make nightly    the slow tests that make test leaves out, and more drawn examples"
 	@echo "make shapes     the numerical tests again, with every shape annotation enforced"
 	@echo "make mutants    plant faults in the package, one at a time, and see who catches them"
@@ -97,7 +98,7 @@ format: $(INSTALLED)
 	@$(PY) -m ruff format --line-length $(CELL) book/*.ipynb
 
 bench: $(INSTALLED)
-	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
+	@for script in $(BENCHMARKS); do echo "== $$script"; PYTHONPATH=book $(PY) "$$script"; done
 
 travel: $(INSTALLED)
 	@for isa in SSE4_2 AVX AVX2; do echo "== The notebooks, with instructions up to $$isa"; \

@@ -1,6 +1,6 @@
 """The slow direction of an autoregressive layer against its quick one, in one run.
 
-    make bench    or    python benchmarks/autoregressive.py    (pip install zuko normflows, for those two)
+    make bench BENCHMARKS=benchmarks/autoregressive.py    (pip install zuko normflows, for those two)
 
 One layer, two hidden layers, float32, on the CPU. Prints the time of the inverse over that of the pass in
 the quick direction, both with their log-determinants, of the same layer: ours by its three inverses,

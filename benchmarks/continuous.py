@@ -1,6 +1,6 @@
 """Continuous flows: the time of log p and of a training step by likelihood, against diffrax and Zuko.
 
-    make bench    or    python benchmarks/continuous.py        (pip install zuko for the last rival)
+    make bench BENCHMARKS=benchmarks/continuous.py    (pip install zuko for the last rival)
 
 One velocity network (width 64, three hidden layers) in two dimensions, trained by flow matching on two
 moons. Every solver is set to the least work at which log p of 256 points is right to a thousandth of a nat

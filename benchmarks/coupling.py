@@ -1,6 +1,6 @@
 """Coupling flows side by side with flowjax, Zuko and normflows, in one run.
 
-    make bench    or    python benchmarks/coupling.py    (pip install zuko normflows, for those two)
+    make bench BENCHMARKS=benchmarks/coupling.py    (pip install zuko normflows, for those two)
 
 8 layers, conditioners of 2 hidden layers of 64 with relu, float32, on the CPU; splines of 8 bins on
 [-4, 4] and affine maps with an exponential scale (Zuko's is softly bounded). No flow does more than permute

@@ -1,6 +1,6 @@
 """Image flows: log p, samples and a training step, against normflows' Glow of equal size.
 
-    make bench    or    python benchmarks/image.py        (pip install normflows for the rival)
+    make bench BENCHMARKS=benchmarks/image.py    (pip install normflows for the rival)
 
 Images of 8×8 and of 16×16 gray pixels. Ours is ``image_flow`` with its defaults: 6 steps on the first scale,
 4 on the second, a split between them. The rival is the multi-scale Glow of normflows' own example, with as

@@ -1,6 +1,6 @@
 """What a plain call costs: `flow.log_prob(x)` and `flow.sample(key, (100,))` as users write them.
 
-    make bench    or    python benchmarks/plain.py
+    make bench BENCHMARKS=benchmarks/plain.py
 
 Each row is one flow and 100 points in 2 dimensions: the milliseconds of the call under `eqx.filter_jit`,
 those of the plain call, and their ratio, each the best of 30 calls taken in turn; then the memory that 20

@@ -1,6 +1,6 @@
 """The solved inverses, mixture CDF and deep sigmoid, against their forward passes and bisection, in one run.
 
-    make bench    or    python benchmarks/solved_inverses.py
+    make bench BENCHMARKS=benchmarks/solved_inverses.py
 
 4,096 points, 8 components, transform_and_log_det and inverse_and_log_det, both compiled. Three
 kinds of mixture: as initialised, perturbed, and hard (well-separated components of very different

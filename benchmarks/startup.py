@@ -1,6 +1,6 @@
 """What a user waits for: whole processes, from `python script.py` to a trained flow and its samples.
 
-    make bench    or    python benchmarks/startup.py [--rounds 5] [--steps 1000]    (pip install zuko)
+    make bench BENCHMARKS=benchmarks/startup.py    (pip install zuko)
 
 Each measurement is a process of its own, with nothing compiled before and no compilation cache: it imports
 the library, makes a coupling flow of 4 spline layers (8 bins, conditioners of 2 hidden layers of 64), trains

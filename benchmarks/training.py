@@ -1,6 +1,6 @@
 """Training: `gf.fit` against a loop in Python, its compile time by depth, and flowjax's `fit_to_data`.
 
-    make bench    or    python benchmarks/training.py
+    make bench BENCHMARKS=benchmarks/training.py
 
 1. End to end, compilation included: 16 spline layers on 3,000 points of the spiral, 1,200 steps of 512,
    against a jitted step over the same 16 layers in a `Chain`, dispatched step by step from Python

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -149,6 +150,14 @@ def test_every_module_has_a_floor_or_stands_beside():
 def test_files_stay_small():
     lines = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "gauss_flows").glob("*.py")}
     assert {name: n for name, n in lines.items() if n > 400} == {}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_benchmarks_find_what_they_import(script, monkeypatch):
+    assert 'PYTHONPATH=book $(PY) "$$script"' in (ROOT / "Makefile").read_text()
+    monkeypatch.syspath_prepend(str(ROOT / "book"))
+    monkeypatch.setattr(sys, "path", sys.path[:])  # a script may add to it
+    assert "main" in runpy.run_path(str(script), run_name="imported")
 
 
 def test_types_say_something():

@@ -45,6 +45,25 @@ def standard_normal(dim: int | Shape) -> fd.Normal:
     return non_trainable(fd.Normal(jnp.zeros(shape)))
 
 
+def base_density(base: fd.AbstractDistribution | None, dim: int) -> fd.AbstractDistribution:
+    """Return the base of a flow of dim coordinates: the one given, or a standard normal.
+
+    Raises:
+        ValueError: If it is no unconditional flowjax distribution of shape (dim,).
+    """
+    if base is None:
+        return standard_normal(dim)
+    if not isinstance(base, fd.AbstractDistribution):
+        raise ValueError(f"`base` must be a flowjax distribution; got {type(base).__name__}.")
+    shape = (expect_whole("dim", dim, 1),)
+    if base.shape != shape or base.cond_shape is not None:
+        condition = "" if base.cond_shape is None else f" and a condition of shape {base.cond_shape}"
+        raise ValueError(
+            f"`base` must have shape {shape} and no condition; got shape {base.shape}{condition}."
+        )
+    return base
+
+
 def copied(tree):
     """A deep copy: new arrays, and the same functions, of which a copy would compile everything again."""
     return jax.tree.map(

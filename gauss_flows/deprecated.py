@@ -22,7 +22,7 @@ _MODULES = {
     "gaussianization": {
         **dict.fromkeys(("RBIGResult", "rbig"), "rbig"),
         "fit_mixture": "mixtures",
-        "gaussianization_flow": "flows",
+        "gaussianization_flow": "marginal",
         "principal_axes": "moments",
         "warm_start": "initialize",
     },

@@ -1,8 +1,7 @@
 """Train one flow on another."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,12 @@ from jaxtyping import PRNGKeyArray, PyTree
 from paramax import unwrap
 
 from gauss_flows.compiling import compiled
+from gauss_flows.density import fit_density
 from gauss_flows.fit_result import FitResult
 from gauss_flows.train import fit
 from gauss_flows.validate import expect_key, expect_whole
+
+Loss = Literal["reverse_kl", "output"]
 
 
 def distill(
@@ -22,7 +24,7 @@ def distill(
     teacher: Transformed,
     student: Transformed,
     *,
-    loss: Literal["reverse_kl", "output"] = "reverse_kl",
+    loss: Loss = "reverse_kl",
     n_noise: int = 2**15,
     **options: Any,
 ) -> FitResult:
@@ -34,17 +36,19 @@ def distill(
               \text{output: } & E_u\,\|f_S(u) - f_T(u)\|^2.
 
     The first needs the teacher's density on the student's samples and no sample of the teacher's. It seeks
-    modes: what the student never draws costs it nothing. The second ties the student to the teacher's own
-    map point by point, so both need the same base density.
+    modes: what the student never draws costs it nothing; see :func:`~gauss_flows.fit_density`, of which it
+    is a call. The second ties the student to the teacher's own map point by point, so both need the same base
+    density.
 
     Args:
         key: Random key for the noise and the training.
         teacher: A flowjax ``Transformed``; it stays as it is.
         student: A flowjax ``Transformed`` of the same shape, without a condition, as the teacher.
         loss: "reverse_kl" or "output".
-        n_noise: Number of noise points, of which batches are drawn.
-        **options: Options of :class:`~gauss_flows.FitOptions`: steps, batch_size, learning_rate, …; or
-            ``options``, as for :func:`~gauss_flows.fit`.
+        n_noise: Number of noise points, of which "output" draws its batches; "reverse_kl" draws new ones at
+            each step.
+        **options: As for :func:`~gauss_flows.fit_density`, or for "output" as for :func:`~gauss_flows.fit`:
+            steps, batch_size, learning_rate, …
 
     Returns:
         A :class:`FitResult` with the student; its losses are those above, in nats or squared units.
@@ -71,14 +75,16 @@ def distill(
             raise ValueError(f"`{name}` must be unconditional; its condition has shape {flow.cond_shape}.")
     if teacher.shape != student.shape:
         raise ValueError(f"`student` must have the teacher's shape {teacher.shape}; got {student.shape}.")
-    losses = {"reverse_kl": _reverse_kl, "output": _output_distance}
-    if loss not in losses:
-        raise ValueError(f"`loss` must be one of {tuple(losses)}; got {loss!r}.")
+    if loss not in get_args(Loss):
+        raise ValueError(f"`loss` must be one of {get_args(Loss)}; got {loss!r}.")
     if "condition" in options:
         raise ValueError("`condition` must be left out: teacher and student are unconditional.")
+    n_noise = expect_whole("n_noise", n_noise, 2)
+    if loss == "reverse_kl":
+        return fit_density(key, student, teacher.log_prob, **options)
     noise_key, key = jr.split(expect_key(key))
-    noise = compiled(_draw, student.base_dist, noise_key, expect_whole("n_noise", n_noise, 2))
-    return fit(key, student, noise, loss=_Distillation(losses[loss], teacher), **options)
+    noise = compiled(_draw, student.base_dist, noise_key, n_noise)
+    return fit(key, student, noise, loss=_OutputDistance(teacher), **options)
 
 
 def _draw(base, key, n):
@@ -86,32 +92,22 @@ def _draw(base, key, n):
 
 
 @dataclass(frozen=True, eq=False)
-class _Distillation:
-    """The loss of :func:`distill`, whose rows are noise and not data.
+class _OutputDistance:
+    """The mean squared distance of two maps, whose rows are noise and not data.
 
     It is equal to another of the same teacher, so that a second call compiles nothing.
     """
 
-    distance: Callable
     teacher: PyTree
     rows_are_noise: ClassVar[bool] = True
 
     def __call__(self, student, noise, condition, key):
-        return self.distance(unwrap(student), unwrap(self.teacher), noise)
+        flows = unwrap(student), unwrap(self.teacher)
+        ours, theirs = (jax.vmap(flow.bijection.transform)(noise) for flow in flows)
+        return jnp.square(ours - theirs).sum(axis=tuple(range(1, ours.ndim))).mean()
 
     def __eq__(self, other):
-        same = isinstance(other, _Distillation) and self.distance is other.distance
-        return same and self.teacher is other.teacher
+        return isinstance(other, _OutputDistance) and self.teacher is other.teacher
 
     def __hash__(self):
-        return hash((self.distance, id(self.teacher)))
-
-
-def _reverse_kl(student, teacher, noise):
-    x, log_det = jax.vmap(student.bijection.transform_and_log_det)(noise)
-    return (student.base_dist.log_prob(noise) - log_det - teacher.log_prob(x)).mean()
-
-
-def _output_distance(student, teacher, noise):
-    ours, theirs = (jax.vmap(flow.bijection.transform)(noise) for flow in (student, teacher))
-    return jnp.square(ours - theirs).sum(axis=tuple(range(1, ours.ndim))).mean()
+        return id(self.teacher)

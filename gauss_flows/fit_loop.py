@@ -164,7 +164,9 @@ def _steps(x, condition, rate, n_val, static, settings, state):
         batch = take(rows)
         if settings.sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, settings.sharding)
-        value_fn = lambda params: loss(eqx.combine(whole(params), static), *batch, loss_key)
+        # A loss that changes over the run says so, and is told which part of it is done.
+        done = (i.astype(float) / settings.steps,) if getattr(loss, "takes_progress", False) else ()
+        value_fn = lambda params: loss(eqx.combine(whole(params), static), *batch, loss_key, *done)
         value, grads = jax.value_and_grad(value_fn)(params)
         more = {"value": value, "grad": grads, "value_fn": value_fn}
         with _OPTAX_PROMOTES():

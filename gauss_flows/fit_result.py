@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from gauss_flows.information import Estimate
 from gauss_flows.log_det import log_prob
 from gauss_flows.validate import Given, as_floats
 
@@ -46,6 +47,8 @@ class FitResult:
         density_error: For a continuous flow, the mean absolute error of log p that its solver leaves, in
             nats, on at most 256 rows of the data (:func:`density_error`); None for other flows, and where the
             log-determinant is an estimate. One number per key after :func:`fit_many`.
+        elbo: After :func:`fit_density`, the evidence lower bound on fresh draws, with its standard error, in
+            nats; None after other runs.
     """
 
     flow: PyTree
@@ -56,6 +59,7 @@ class FitResult:
     failed_step: int | np.ndarray
     stopped: str
     density_error: float | np.ndarray | None = None
+    elbo: Estimate | None = None
 
     def __bool__(self) -> bool:
         return True

@@ -1,26 +1,30 @@
 """Whole distributions, put together from the layers with good defaults."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
-from flowjax.bijections import AbstractBijection, Chain, Flip, Invert
+from flowjax.bijections import AbstractBijection, Chain, Flip, Invert, Permute
+from flowjax.distributions import AbstractDistribution
 from jaxtyping import PRNGKeyArray, PyTree
 
 from gauss_flows.actnorm import ActNorm
 from gauss_flows.autoregressive import AutoregressiveInverse, MaskedAutoregressive
-from gauss_flows.bijection import Scan, stack, standard_normal
+from gauss_flows.bijection import Scan, base_density, stack
+from gauss_flows.circular import CircularSpline, LinesAndCircles, lines_and_circles_layer
 from gauss_flows.conditioners import ConditionerFactory, made, mlp
 from gauss_flows.continuous import FlowODE
 from gauss_flows.coupling import Coupling
 from gauss_flows.linear import HouseholderRotation, LULinear
 from gauss_flows.log_det import LogDetMethod
 from gauss_flows.marginal import MarginalGaussianization
-from gauss_flows.mixtures import MixtureGaussianCDF
 from gauss_flows.parametrize import Parametrized, limited
 from gauss_flows.residual import Residual, ResidualInverse
 from gauss_flows.spline import RQSpline
+from gauss_flows.supports import Supports, over
 from gauss_flows.transformed import Transformed
 from gauss_flows.validate import expect_whole
 
@@ -39,6 +43,8 @@ def coupling_flow(
     nn_width: int = 64,
     nn_depth: int = 2,
     actnorm: bool = False,
+    supports: Sequence | None = None,
+    base: AbstractDistribution | None = None,
 ) -> Transformed:
     r"""A flow of coupling layers with a linear map before each, over a standard normal base.
 
@@ -63,6 +69,13 @@ def coupling_flow(
         nn_depth: Hidden layers of the default conditioner.
         actnorm: Put an :class:`~gauss_flows.ActNorm` first in each layer; see
             :func:`~gauss_flows.data_init`.
+        supports: What each coordinate can take, as for :class:`~gauss_flows.Supports`; samples lie there.
+            Default: all real numbers.
+            Angles make circles: they have a uniform base, circular splines in couplings of their own, and
+            networks that are given their cosine and sine.
+        base: The base density, any flowjax distribution of shape (dim,). Its parameters are trained unless
+            they are wrapped in ``paramax.non_trainable``; ``StudentT(5 * jnp.ones(dim))`` has heavier tails.
+            Default: a standard normal.
 
     Returns:
         A flowjax ``Transformed``: ``log_prob``, ``sample``; data to latent is
@@ -81,29 +94,55 @@ def coupling_flow(
         raise ValueError(f"`mixing` must be one of {get_args(Mixing)}; got {mixing!r}.")
     network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
     options = {"bijector": _limited(bijector, layers), "mixing": mixing, "actnorm": actnorm}
-    return _flow(key, dim, layers, _coupling_layer, **network, **options)
+    given = Supports.of(supports, dim, angles=True)
+    if given is not None and given.angles:
+        if base is not None:
+            raise ValueError("`base` must be left out of a flow with angles, whose base is uniform on them.")
+        return _with_circles(key, given, layers, **network, **options)
+    return _flow(key, dim, layers, _coupling_layer, supports=given, base=base, **network, **options)
 
 
 def _limited(bijector, layers):
     return limited(RQSpline() if bijector is None else bijector, expect_whole("layers", layers, 1))
 
 
-def _flow(key, dim, layers, layer, **options):
-    base, layers = standard_normal(dim), expect_whole("layers", layers, 1)
+def _flow(key, dim, layers, layer, *, supports=None, base=None, **options):
+    base, layers = base_density(base, dim), expect_whole("layers", layers, 1)
     layer = eqx.Partial(layer, shape=base.shape, **options)
-    return Transformed(base, Invert(Scan(stack(key, layers, layer))))
+    return over(supports, Transformed(base, Invert(Scan(stack(key, layers, layer)))))
+
+
+def _with_circles(key, supports, layers, *, mixing, actnorm, conditioner, nn_width, nn_depth, **options):
+    """A flow over lines and circles, in which the lines come first."""
+    angles = supports.angles
+    order = [i for i in range(*supports.shape) if i not in angles] + list(angles)
+    layers, lines = expect_whole("layers", layers, 1), len(order) - len(angles)
+    conditioner = conditioner or mlp(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
+
+    def layer(key):
+        if len(order) == 1:
+            return Chain([_single(key, conditioner=conditioner, **options | {"bijector": CircularSpline()})])
+        mix_key, key = jr.split(key)
+        mixed = Chain(_mixing(mix_key, (lines,), mixing, actnorm)) if lines else None
+        return lines_and_circles_layer(key, lines, len(angles), mixed, conditioner=conditioner, **options)
+
+    bijection = Invert(Chain([Permute(jnp.array(order)), Scan(stack(key, layers, layer))]))
+    return over(supports, Transformed(LinesAndCircles(lines, len(angles)), bijection))
+
+
+def _mixing(key, shape, mixing, actnorm):
+    parts: list[AbstractBijection] = [ActNorm(shape)] if actnorm else []
+    if mixing == "householder":
+        return [*parts, HouseholderRotation(2 * ((min(*shape, 8) + 1) // 2), shape, key=key)]
+    flip = Flip(shape)  # type: ignore[call-arg]
+    return [*parts, flip] if mixing == "flip" else [*parts, flip, LULinear(shape)]
 
 
 def _coupling_layer(key, *, shape, mixing, actnorm, conditioner, nn_width, nn_depth, **options):
     if conditioner is None:
         conditioner = mlp(nn_width, nn_depth, activation=jax.nn.silu, zero_last=True)
     mix_key, key = jr.split(key)
-    parts: list[AbstractBijection] = [ActNorm(shape)] if actnorm else []
-    if mixing == "householder":
-        parts.append(HouseholderRotation(2 * ((min(*shape, 8) + 1) // 2), shape, key=mix_key))
-    else:
-        flip = Flip(shape)  # type: ignore[call-arg]
-        parts += [flip] if mixing == "flip" else [flip, LULinear(shape)]
+    parts = _mixing(mix_key, shape, mixing, actnorm)
     if shape == (1,):
         return Chain([*parts, _single(key, conditioner=conditioner, **options)])
     return Chain([*parts, Coupling(key, shape=shape, conditioner=conditioner, **options)])
@@ -128,6 +167,8 @@ def maf(
     nn_width: int = 64,
     nn_depth: int = 2,
     inverse: AutoregressiveInverse | None = None,
+    supports: Sequence | None = None,
+    base: AbstractDistribution | None = None,
 ) -> Transformed:
     r"""A masked autoregressive flow: fast densities; a sample takes one step per layer and coordinate.
 
@@ -150,6 +191,8 @@ def maf(
         nn_width: Hidden units of the default conditioner.
         nn_depth: Hidden layers of the default conditioner.
         inverse: As for :class:`~gauss_flows.MaskedAutoregressive`.
+        supports: What each coordinate can take, as for :class:`~gauss_flows.Supports`, without angles.
+        base: As for :func:`coupling_flow`.
 
     Returns:
         A flowjax ``Transformed``.
@@ -167,6 +210,7 @@ def maf(
     """
     network = {"conditioner": conditioner, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
     options = {"bijector": _limited(bijector, layers), "passes": passes, "inverse": inverse}
+    options |= {"supports": Supports.of(supports, dim), "base": base}
     return _flow(key, dim, layers, _autoregressive_layer, **network, **options)
 
 
@@ -204,8 +248,9 @@ def iaf(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
         >>> gf.iaf(jr.key(0), 3, layers=2).sample(jr.key(1), (4,)).shape
         (4, 3)
     """
+    supports = Supports.of(options.pop("supports", None), dim)
     flow: PyTree = maf(key, dim, **options)
-    return Transformed(flow.base_dist, flow.bijection.bijection)
+    return over(supports, Transformed(flow.base_dist, flow.bijection.bijection))
 
 
 def residual_flow(
@@ -221,6 +266,8 @@ def residual_flow(
     log_det: LogDetMethod = "exact",
     terms: int | None = None,
     inverse: ResidualInverse | None = None,
+    supports: Sequence | None = None,
+    base: AbstractDistribution | None = None,
 ) -> Transformed:
     r"""A flow of residual blocks: every coordinate depends on every other, by a bounded amount.
 
@@ -241,6 +288,8 @@ def residual_flow(
             With "hutchinson" or "roulette" densities need ``gf.with_log_det(flow, "exact")`` or a key.
         terms: As for :class:`~gauss_flows.Residual`.
         inverse: As for :class:`~gauss_flows.Residual`.
+        supports: What each coordinate can take, as for :class:`~gauss_flows.Supports`, without angles.
+        base: As for :func:`coupling_flow`.
 
     Returns:
         A flowjax ``Transformed``.
@@ -258,7 +307,8 @@ def residual_flow(
     """
     network = {"lipschitz": lipschitz, "nn_width": nn_width, "nn_depth": nn_depth, "cond_dim": cond_dim}
     options = {"log_det": log_det, "terms": terms, "inverse": inverse}
-    return _flow(key, dim, layers, _residual_layer, actnorm=actnorm, **network, **options)
+    options |= {"supports": Supports.of(supports, dim)}
+    return _flow(key, dim, layers, _residual_layer, base=base, actnorm=actnorm, **network, **options)
 
 
 def _residual_layer(key, *, shape, actnorm, **options):
@@ -266,54 +316,9 @@ def _residual_layer(key, *, shape, actnorm, **options):
     return Chain([ActNorm(shape), block]) if actnorm else block
 
 
-def gaussianization_flow(
-    key: PRNGKeyArray, dim: int, *, layers: int = 8, bijector: AbstractBijection | None = None
+def continuous_flow(
+    key: PRNGKeyArray, dim: int, *, base: AbstractDistribution | None = None, **options: Any
 ) -> Transformed:
-    r"""A trainable flow without networks, in which maps of single coordinates alternate with rotations.
-
-    An :class:`~gauss_flows.ActNorm`, then layers of :class:`~gauss_flows.MarginalGaussianization` and
-    :class:`~gauss_flows.HouseholderRotation` (D reflections, random at first), over a standard normal
-    base. The layers are stacked in a :class:`~gauss_flows.Scan`.
-
-    Args:
-        key: Random key for the rotations.
-        dim: D, at least 1.
-        layers: Number of layers.
-        bijector: As for :class:`~gauss_flows.MarginalGaussianization`.
-
-    Returns:
-        A flowjax ``Transformed``.
-
-    Raises:
-        ValueError: If an argument does not fit.
-
-    Source:
-        Meng et al., "Gaussianization flows" (AISTATS 2020).
-
-    Example:
-        >>> import gauss_flows as gf, jax.numpy as jnp, jax.random as jr
-        >>> gf.gaussianization_flow(jr.key(0), 3, layers=2).log_prob(jnp.zeros((4, 3))).shape
-        (4,)
-    """
-    dim, layers = expect_whole("dim", dim, 1), expect_whole("layers", layers, 1)
-    bijector = MixtureGaussianCDF() if bijector is None else bijector
-    made = stack(key, layers, eqx.Partial(gaussianization_layer, dim=dim, bijector=bijector))
-    return gaussianization_of(dim, made, ActNorm((dim,)))
-
-
-def gaussianization_layer(key: PRNGKeyArray, dim: int, bijector: AbstractBijection | None) -> Chain:
-    """Return one layer of a Gaussianization flow: a map of each coordinate, then a rotation."""
-    marginal = MarginalGaussianization((dim,), bijector=bijector)
-    return Chain([marginal, HouseholderRotation(dim, (dim,), key=key)])
-
-
-def gaussianization_of(dim: int, layers: PyTree, first: ActNorm) -> Transformed:
-    """Return the flow of a first standardization and stacked layers, which may be None."""
-    parts = [first] if layers is None else [first, Scan(layers)]
-    return Transformed(standard_normal(dim), Invert(Chain(parts)))
-
-
-def continuous_flow(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
     r"""A continuous flow: a standard normal base carried to the data by one :class:`~gauss_flows.FlowODE`.
 
     Train it with ``gf.fit(..., loss=gf.flow_matching())``, which needs no solver. The default loss, the
@@ -322,6 +327,7 @@ def continuous_flow(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
     Args:
         key: Random key.
         dim: D, at least 1.
+        base: As for :func:`coupling_flow`.
         **options: As for :class:`~gauss_flows.FlowODE`. The default solver evaluates the velocity 128 times.
 
     Returns:
@@ -339,5 +345,5 @@ def continuous_flow(key: PRNGKeyArray, dim: int, **options: Any) -> Transformed:
         >>> gf.continuous_flow(jr.key(0), 3).log_prob(jnp.zeros((4, 3))).shape
         (4,)
     """
-    base = standard_normal(dim)
+    base = base_density(base, dim)
     return Transformed(base, FlowODE(key, base.shape, **options))

@@ -75,7 +75,7 @@ def entropy(x: ArrayLike, *, k: int = 4) -> Estimate:
         >>> bool(abs(value - 1.4189) < 3 * error)
         True
     """
-    return _mean(-_log_density(_sample(x, k), k))
+    return estimate(-_log_density(_sample(x, k), k))
 
 
 def negentropy(x: ArrayLike, *, k: int = 4) -> Estimate:
@@ -110,7 +110,7 @@ def negentropy(x: ArrayLike, *, k: int = 4) -> Estimate:
     scaled = np.linalg.solve(covariance, rows.T).T
     log_det = np.linalg.slogdet(2 * math.pi * covariance)[1]
     gaussian = -0.5 * (np.sum(rows * scaled, axis=1) + log_det)
-    return _mean(_log_density(sample, k) - gaussian)
+    return estimate(_log_density(sample, k) - gaussian)
 
 
 def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: int = 4) -> Estimate:
@@ -151,58 +151,106 @@ def total_correlation(x: ArrayLike, *, joint_entropy: float | None = None, k: in
             raise ValueError(f"`joint_entropy` must be a finite number; got {known}.")
     marginal = sum(_log_density(column, k) for column in sample.T)
     if joint_entropy is None:
-        return _mean(_log_density(sample, k) - marginal)
-    value, error = _mean(-marginal)
+        return estimate(_log_density(sample, k) - marginal)
+    value, error = estimate(-marginal)
     return Estimate(value - float(known.reshape(())), error)
 
 
-def _sample(x, k) -> np.ndarray:
+def mutual_information(x: ArrayLike, y: ArrayLike, *, k: int = 4) -> Estimate:
+    r"""The information that two variables share, :math:`I(x; y) = H(x) + H(y) - H(x, y)`; 0 if independent.
+
+    Estimated from neighbors. The distance to the k-th neighbor in (x, y) is taken in each of the two, and
+    the neighbors within it are counted there: so the errors of the three entropies nearly cancel. With few
+    points for the dimension, or a strong dependence, the estimate is too small. The standard error leaves out
+    that neighbors depend on one another; it was 10 % too small for correlated normal points.
+
+    Args:
+        x: Sample, shape (n,) or (n, D), as for :func:`entropy`.
+        y: One row for each row of x, shape (n,) or (n, E).
+        k: The neighbor whose distance is taken; more lowers the variance and raises the bias.
+
+    Returns:
+        An :class:`~gauss_flows.information.Estimate`.
+
+    Raises:
+        ValueError: If x or y is no such sample, or they differ in length.
+
+    Source:
+        Kraskov et al., "Estimating mutual information" (2004), equation 8.
+
+    Example:
+        >>> import gauss_flows as gf, jax.random as jr
+        >>> x, noise = jr.normal(jr.key(0), (2, 4000))
+        >>> value, error = gf.mutual_information(x, 0.6 * x + 0.8 * noise)  # exactly 0.223 nats
+        >>> bool(abs(value - 0.223) < 4 * error)
+        True
+    """
+    parts = [_sample(x, k), _sample(y, k, "y")]
+    n = len(parts[0])
+    if len(parts[1]) != n:
+        raise ValueError(f"`y` must have one row for each of the {n} rows of `x`; got {len(parts[1])}.")
+    scaled = []
+    for part in parts:
+        part = part.reshape(n, -1)
+        mean, std, _ = mean_and_std(part)
+        scaled.append((part - mean) / std)
+    radius = scipy.spatial.KDTree(np.hstack(scaled)).query(np.hstack(scaled), k + 1, p=np.inf)[0][:, -1]
+    within = np.nextafter(radius, 0)  # strictly nearer ones are counted
+    counts = [
+        scipy.spatial.KDTree(part).query_ball_point(part, within, p=np.inf, return_length=True)
+        for part in scaled
+    ]
+    digamma = scipy.special.digamma  # each count holds the point itself
+    return estimate(digamma(k) + digamma(n) - digamma(counts[0]) - digamma(counts[1]))
+
+
+def _sample(x, k, name="x") -> np.ndarray:
     """The sample in double precision, shape (n,) or (n, D) with D > 1, or why it has no density."""
-    array = expect_concrete("x", x)
+    array = expect_concrete(name, x)
     fits = array.ndim in (1, 2) and array.shape[1:] != (0,)
     if not fits:
-        raise ValueError(f"`x` must have shape (n,) or (n, D); got {array.shape}.")
+        raise ValueError(f"`{name}` must have shape (n,) or (n, D); got {array.shape}.")
     dim = 1 if array.ndim == 1 else array.shape[1]
-    sample = expect_rows(array, array.shape[1:], 1 + max(10, expect_whole("k", k, 1), dim), np.float64)
+    sample = expect_rows(array, array.shape[1:], 1 + max(10, expect_whole("k", k, 1), dim), np.float64, name)
     columns = sample.reshape(len(sample), dim)
     # Rounding is that of the type that came; for less than single precision the ties are enough to tell.
     eps = float(np.finfo(np.float32 if array.dtype == np.float32 else np.float64).eps)
     mean, std, constant = mean_and_std(columns, eps)
     if constant.any():
         raise ValueError(
-            f"`x` must vary in every column; {column_names(constant)} is constant up to rounding and has no "
-            "density"
+            f"`{name}` must vary in every column; {column_names(constant)} is constant up to rounding and "
+            "has no density"
         )
     for i in range(dim):
-        _expect_few_ties(columns[:, i], f"column {i}" if dim > 1 else "`x`")
+        _expect_few_ties(columns[:, i], name, f"column {i}" if dim > 1 else f"`{name}`")
     if dim == 1:
         return columns[:, 0]
     counts = np.unique(columns, axis=0, return_counts=True)[1]
     tied = counts[counts > 1].sum() / len(columns)
     if tied > _TIED_ROWS * min(1, (k - 1) / 3) or counts.max() > k:
         raise ValueError(
-            f"`x` must have few equal rows, or it has no density; {tied:.1%} of the rows have an equal one. "
-            "Drop repeated rows, or add uniform noise of one rounding step"
+            f"`{name}` must have few equal rows, or it has no density; {tied:.1%} of the rows have an equal "
+            "one. Drop repeated rows, or add uniform noise of one rounding step"
         )
     unit = (columns - mean) / std
     smallest = np.linalg.eigvalsh(unit.T @ unit / len(unit))[0]
     if smallest <= max(8 * dim * np.finfo(np.float64).eps, (8 * eps) ** 2):
         raise ValueError(
-            "`x` must have linearly independent columns, or it has no density; the least eigenvalue of its "
-            f"correlations is {smallest:.0e}. Drop a column that the others determine"
+            f"`{name}` must have linearly independent columns, or it has no density; the least eigenvalue of "
+            f"its correlations is {smallest:.0e}. Drop a column that the others determine"
         )
     return columns
 
 
-def _expect_few_ties(column, name) -> None:
+def _expect_few_ties(column, name, where) -> None:
     counts = np.unique(column, return_counts=True)[1]
     n = len(column)
     many, tied = counts[counts >= 4].sum() / n, counts[counts > 1].sum() / n
     refused = many > _TIED_FOUR or counts.max() > _WINDOW
     if refused or (tied > _REPEATED / math.sqrt(n) and not _is_rounded(np.sort(column))):
         raise ValueError(
-            f"`x` must have few equal values, or it has no density; {tied:.1%} of the values of {name} occur "
-            "more than once. Drop repeated rows, or add uniform noise of one rounding step"
+            f"`{name}` must have few equal values, or it has no density; {tied:.1%} of the values of {where} "
+            "occur more than once. Drop repeated rows, or add uniform noise of one rounding step"
         )
 
 
@@ -223,7 +271,8 @@ def _is_rounded(column) -> bool:
     return bool(small < 0.5 * (1 - tied) * -np.expm1(-0.5 * tied * (1 - tied)))
 
 
-def _mean(terms) -> Estimate:
+def estimate(terms: np.ndarray) -> Estimate:
+    """Return the mean of independent terms and its standard error."""
     return Estimate(float(terms.mean()), float(terms.std() / math.sqrt(len(terms))))
 
 

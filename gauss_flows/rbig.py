@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import ArrayLike, PRNGKeyArray
 
 from gauss_flows.actnorm import ActNorm, standardize
-from gauss_flows.flows import gaussianization_layer, gaussianization_of
 from gauss_flows.initialize import GAUSSIANIZED, gaussianize
 from gauss_flows.layer_walk import walk
+from gauss_flows.marginal import gaussianization_layer, gaussianization_of
 from gauss_flows.mixtures import MixtureGaussianCDF
 from gauss_flows.moments import mean_and_std
 from gauss_flows.transformed import Transformed

@@ -136,32 +136,45 @@ class RQSpline(Bijection):
 
         x0, y0 = (edge(i, _entry(left, i) / total) for left, _, total in axes)
         dx, dy = (width * (self.min_width + free * _entry(size, i) / total) for _, size, total in axes)
+        return x0, dx, y0, dy, *self._ends(i)
+
+    def _slope(self, raw):
         unit = math.log(math.expm1(1 - self.min_slope))  # where a slope is 1
-        slope = lambda raw: self.min_slope + jax.nn.softplus(unit + soft_clip(raw, 1 / self.min_slope))
-        d0 = jnp.where(i > 0, slope(_entry(self.slopes, i - 1)), 1) if k > 1 else 1.0
-        d1 = jnp.where(i < k - 1, slope(_entry(self.slopes, i)), 1) if k > 1 else 1.0
-        return x0, dx, y0, dy, d0, d1
+        return self.min_slope + jax.nn.softplus(unit + soft_clip(raw, 1 / self.min_slope))
+
+    def _ends(self, i):
+        """The slopes at the ends of a bin."""
+        k = len(self.widths)
+        if k == 1:
+            return 1.0, 1.0
+        d0 = jnp.where(i > 0, self._slope(_entry(self.slopes, i - 1)), 1)
+        return d0, jnp.where(i < k - 1, self._slope(_entry(self.slopes, i)), 1)
+
+    def _rise(self, x):
+        """The spline and the log of its slope at a point of the interval."""
+        x0, dx, y0, dy, d0, d1 = self._bin(x, 0)
+        xi, s = (x - x0) / dx, dy / dx
+        between, below, top = _bin_terms(xi, s, d0, d1)
+        return y0 + dy * (s * xi * xi + d0 * between) / below, self._log_slope(s, below, top)
+
+    def _root(self, y):
+        """The point of the interval that the spline takes to y, and the log of the slope there."""
+        x0, dx, y0, dy, d0, d1 = self._bin(y, 1)
+        eta, s = (y - y0) / dy, dy / dx
+        d0, d1 = (jnp.asarray(d, s.dtype) for d in (d0, d1))
+        xi = _bin_root(eta, s, d0, d1)
+        _, below, top = _bin_terms(xi, s, d0, d1)
+        return x0 + xi * dx, self._log_slope(s, below, top)
 
     def transform_and_log_det(self, x, condition=None):
         inside = jnp.abs(x) < self.interval
-        safe = jnp.where(inside, x, 0)  # so that the untaken branch has finite gradients
-        x0, dx, y0, dy, d0, d1 = self._bin(safe, 0)
-        xi, s = (safe - x0) / dx, dy / dx
-        between, below, top = _bin_terms(xi, s, d0, d1)
-        y = y0 + dy * (s * xi * xi + d0 * between) / below
-        log_slope = self._log_slope(s, below, top)
+        y, log_slope = self._rise(jnp.where(inside, x, 0))  # so that the untaken branch has finite gradients
         return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0)
 
     def inverse_and_log_det(self, y, condition=None):
         inside = jnp.abs(y) < self.interval
-        safe = jnp.where(inside, y, 0)
-        x0, dx, y0, dy, d0, d1 = self._bin(safe, 1)
-        eta, s = (safe - y0) / dy, dy / dx
-        d0, d1 = (jnp.asarray(d, s.dtype) for d in (d0, d1))
-        xi = _bin_root(eta, s, d0, d1)
-        _, below, top = _bin_terms(xi, s, d0, d1)
-        log_slope = self._log_slope(s, below, top)
-        return jnp.where(inside, x0 + xi * dx, y), jnp.where(inside, -log_slope, 0)
+        x, log_slope = self._root(jnp.where(inside, y, 0))
+        return jnp.where(inside, x, y), jnp.where(inside, -log_slope, 0)
 
     def _log_slope(self, s, below, top):
         return 2 * jnp.log(s / below) + jnp.log(top)

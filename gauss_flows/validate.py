@@ -101,7 +101,9 @@ def expect_concrete(name: str, value: Given, dtype: DTypeLike | None = None) -> 
         raise ValueError(f"`{name}` must be a concrete array of numbers; got {_short(value)}") from error
 
 
-def expect_rows(x: Given, shape: Shape, at_least: int, dtype: DTypeLike | None = None) -> np.ndarray:
+def expect_rows(
+    x: Given, shape: Shape, at_least: int, dtype: DTypeLike | None = None, name: str = "x"
+) -> np.ndarray:
     r"""Return floating-point data, cast once and checked after the cast, or say why it cannot be used.
 
     Args:
@@ -109,6 +111,7 @@ def expect_rows(x: Given, shape: Shape, at_least: int, dtype: DTypeLike | None =
         shape: The event's shape.
         at_least: The least number of rows.
         dtype: The type to cast to. Default: JAX's floating-point type, float32 or, with x64, float64.
+        name: The argument's name, as the caller wrote it.
 
     Returns:
         An array of that type, of shape (n, \*shape), finite; differences between its rows are finite too.
@@ -117,17 +120,17 @@ def expect_rows(x: Given, shape: Shape, at_least: int, dtype: DTypeLike | None =
         ValueError: If the data are no real floating-point array of that shape, or are not finite, or if the
             cast would make them infinite or round away the spread of a column.
     """
-    rows = expect_concrete("x", x)
+    rows = expect_concrete(name, x)
     floating = jnp.issubdtype(rows.dtype, jnp.floating)
     if not floating:
         raise ValueError(
-            f"`x` must be floating point (dequantize integer data first); got dtype {rows.dtype}."
+            f"`{name}` must be floating point (dequantize integer data first); got dtype {rows.dtype}."
         )
     fits = rows.ndim >= 1 and rows.shape[1:] == shape and len(rows) >= at_least
     wanted = str(("n", *shape)).replace("'", "")
     if not fits:
-        raise ValueError(f"`x` must have shape {wanted} with n ≥ {at_least}; got {rows.shape}.")
-    return _cast("x", rows, dtype)
+        raise ValueError(f"`{name}` must have shape {wanted} with n ≥ {at_least}; got {rows.shape}.")
+    return _cast(name, rows, dtype)
 
 
 def expect_data(flow: PyTree, x: Given, condition: Given, at_least: int = 2) -> tuple[Array, Array | None]:

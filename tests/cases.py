@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import equinox as eqx
 import flowjax.bijections as fb
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ class Case:
     pattern: np.ndarray | None = None  # entries of the flat Jacobian that may differ from 0
     far: tuple[float, ...] = field(default=(10.0, 30.0))  # standard deviations
     error: float = 0.0  # that a solver leaves, in units of |x| or of the log-determinant
+    inside: Callable = lambda x: x  # from real numbers to points that the bijection takes
+    reach: float = 10.0  # |z| up to which single precision can hold the points well
 
 
 def coupling_pattern(mask) -> np.ndarray:
@@ -108,6 +111,17 @@ def steep(block):
     return eqx.tree_at(where, block, [10 * weight for weight in where(block)])
 
 
+SUPPORTS = ["real", "positive", (0, 1), (-3, np.inf), (-np.inf, 2), ("simplex", 2)]
+
+
+def into_supports(x):
+    """Real numbers in the supports, by other formulas than the package's, and never on their ends."""
+    part = np.clip(np.asarray(jax.scipy.special.ndtr(x[:, 2])), 1e-30, 1 - 1e-6)
+    scores = np.exp(np.clip(x[:, 5:], -40, 10))
+    columns = [x[:, 0], np.exp(x[:, 1]), part, np.exp(x[:, 3]) - 3 + 1e-5, 2 - 1e-5 - np.exp(x[:, 4])]
+    return jnp.column_stack([*columns, scores / (1 + scores.sum(axis=1, keepdims=True))]).astype(x.dtype)
+
+
 SPLINE = fb.RationalQuadraticSpline(knots=4, interval=3)
 
 MASK_1, MASK_3 = _random_mask(0, (5,)), _random_mask(1, (2, 3, 2))
@@ -189,6 +203,10 @@ CASES: dict[str, Case] = {
         ),
         (),
     ),
+    "CircularSpline": Case(
+        lambda k: jax.tree.map(lambda a: a + jr.normal(k, a.shape), gf.CircularSpline(n_bins=5)), ()
+    ),
+    "Supports": Case(lambda k: gf.Supports(SUPPORTS), (7,), inside=into_supports, reach=4.0),
     "RQSplineCoupling": Case(
         lambda k: gf.RQSplineCoupling(k, (5,), mask=MASK_1, cond_dim=2, nn_width=16),
         (5,),
@@ -298,7 +316,7 @@ N = 64
 
 
 def draw(case: Case, scale=1.0):
-    x = scale * jr.normal(jr.key(1), (N, *case.shape))
+    x = case.inside(scale * jr.normal(jr.key(1), (N, *case.shape)))
     c = None if case.cond_dim is None else jr.normal(jr.key(2), (N, case.cond_dim))
     return x, c
 

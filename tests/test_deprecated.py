@@ -3,7 +3,7 @@
 import pytest
 
 import gauss_flows as gf
-from gauss_flows import flows, mixtures, moments, normal, rootfinding
+from gauss_flows import mixtures, moments, normal, rootfinding
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from gauss_flows import flows, mixtures, moments, normal, rootfinding
         ("gaussianization", "warm_start", gf.warm_start, "gauss_flows.warm_start"),
         ("gaussianization", "fit_mixture", mixtures.fit_mixture, "gauss_flows.mixtures.fit_mixture"),
         ("gaussianization", "principal_axes", moments.principal_axes, "gauss_flows.moments.principal_axes"),
-        ("gaussianization", "gaussianization_flow", flows.gaussianization_flow, "gaussianization_flow"),
+        ("gaussianization", "gaussianization_flow", gf.gaussianization_flow, "gaussianization_flow"),
         ("bijectors", "Family", gf.Parametrized, "gauss_flows.Parametrized"),
         ("bijectors", "RQSpline", gf.RQSpline, "gauss_flows.RQSpline"),
         ("residual", "with_log_det", gf.with_log_det, "gauss_flows.with_log_det"),

@@ -2,14 +2,17 @@
 
 import equinox as eqx
 import flowjax.bijections as fb
+import flowjax.distributions as fd
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import scipy.stats
 from cases import now
 from flow_cases import SMALL, with_random_networks
 from network_support import KEY, built, find, hidden_sizes
+from paramax import non_trainable, unwrap
 
 import gauss_flows as gf
 from gauss_flows.bijection import partition
@@ -193,3 +196,32 @@ def test_gaussianization_flows_have_the_parts_that_they_list():
     x = jnp.array([0.3, -1.5])
     both = jax.jit(lambda x: (layer.transform(x), jax.vmap(gf.MixtureGaussianCDF(8).transform)(x)))
     np.testing.assert_allclose(*both(x), rtol=1e-5)
+
+
+def test_another_base_starts_and_trains_as_it_says():
+    """Student's t: its density at the start, heavier tails, and a trained number of degrees of freedom."""
+    base = fd.StudentT(3 * jnp.ones(2))
+    flow = gf.coupling_flow(jr.key(0), 2, base=base, **SMALL)
+    x = jnp.array([[0.0, 1.0], [30.0, -2.0]])
+    np.testing.assert_allclose(
+        flow.log_prob(x), scipy.stats.t(3).logpdf(np.asarray(x)).sum(axis=1), rtol=1e-5
+    )
+    options = {"steps": 4, "batch_size": 32, "progress": False}
+    data = jr.normal(jr.key(1), (100, 2))
+    trained = gf.fit(jr.key(2), flow, data, **options).flow
+    assert not np.allclose(unwrap(trained.base_dist).df, 3.0)
+    frozen = gf.coupling_flow(jr.key(0), 2, base=non_trainable(base), **SMALL)
+    np.testing.assert_array_equal(unwrap(gf.fit(jr.key(2), frozen, data, **options).flow.base_dist).df, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (gf.Affine(), "`base` must be a flowjax distribution; got Affine"),
+        (fd.Normal(jnp.zeros(3)), r"`base` must have shape \(2,\) and no condition; got shape \(3,\)"),
+        (gf.coupling_flow(jr.key(0), 2, cond_dim=1, **SMALL), r"and a condition of shape \(1,\)"),
+    ],
+)
+def test_a_base_is_refused(base, message):
+    with pytest.raises(ValueError, match=message):
+        gf.coupling_flow(jr.key(0), 2, base=base)

@@ -30,12 +30,14 @@ FLOORS = {
             "ode_solver",
             "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk "
             "levels",
-            "bijectors mixtures spline velocity",
-            "coupling autoregressive residual marginal continuous",
+            "bijectors mixtures spline velocity supports log_density",
+            "coupling autoregressive residual marginal continuous importance",
+            "circular",
             "flows transformer_flow image initialize fit_result dequantize discrete",
             "rbig fit_loop codec",
             "train guidance",
-            "distill flow_matching",
+            "flow_matching density",
+            "distill",
         )
     )
     for name in names.split()

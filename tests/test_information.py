@@ -238,3 +238,30 @@ def test_the_divergence_draws_ten_thousand_samples():
     # log p - log q = 1/2 - x_1: its mean is 1/2, its deviation 1.
     np.testing.assert_allclose(found.standard_error, 0.01, rtol=0.05)
     assert abs(found.value - 0.5) < 4 * found.standard_error
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.95])
+def test_mutual_information_is_that_of_correlated_normals(rho):
+    """-log(1 - rho²) / 2, in any units of y; a third variable that is independent adds nothing."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.standard_normal((2, 4000))
+    y = rho * x + np.sqrt(1 - rho**2) * noise
+    truth = -0.5 * np.log(1 - rho**2)
+    value, error = gf.mutual_information(x, 1e3 * y + 7)
+    assert abs(value - truth) <= 4 * error + 0.01
+    assert 0 < error < 0.03
+    assert gf.mutual_information(y, x).value == pytest.approx(value, abs=1e-9)
+    pair = np.stack([x, rng.standard_normal(4000)], axis=1)
+    assert abs(gf.mutual_information(pair, y).value - truth) <= 0.05
+
+
+def test_mutual_information_refuses():
+    x = np.random.default_rng(0).standard_normal(100)
+    with pytest.raises(ValueError, match="`y` must have one row for each of the 100 rows of `x`; got 99"):
+        gf.mutual_information(x, x[1:])
+    with pytest.raises(ValueError, match="`y` must have few equal values"):
+        gf.mutual_information(x, np.round(x))
+    with pytest.raises(ValueError, match="`y` must be finite"):
+        gf.mutual_information(x, np.where(x > 1, np.nan, x))
+    with pytest.raises(ValueError, match="`y` must be floating point"):
+        gf.mutual_information(x, np.arange(100))

@@ -73,6 +73,7 @@ from gauss_flows.rbig import RBIGResult, rbig
 from gauss_flows.residual import Residual
 from gauss_flows.spline import RQSpline
 from gauss_flows.supports import Supports
+from gauss_flows.tables import Prepared, prepare
 from gauss_flows.train import fit, fit_many
 from gauss_flows.transformed import Transformed
 from gauss_flows.transformer_flow import transformer_flow
@@ -108,6 +109,7 @@ __all__ = [
     "MixtureGaussianCDFCoupling",
     "NonFiniteLoss",
     "Parametrized",
+    "Prepared",
     "RBIGResult",
     "RQSpline",
     "RQSplineCoupling",
@@ -155,6 +157,7 @@ __all__ = [
     "mutual_information",
     "negentropy",
     "normal",
+    "prepare",
     "rbig",
     "reachability",
     "reflow",

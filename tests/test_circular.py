@@ -10,6 +10,7 @@ import scipy.stats
 from flow_cases import SMALL, with_random_networks
 
 import gauss_flows as gf
+from gauss_flows.circular import _periodic
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -105,3 +106,11 @@ def test_a_circular_spline_learns_von_mises_densities_across_the_seam():
 def test_a_flow_with_angles_takes_no_other_base():
     with pytest.raises(ValueError, match="`base` must be left out of a flow with angles"):
         gf.coupling_flow(jr.key(0), 2, supports=["real", "angle"], base=gf.standard_normal(2))
+
+
+def test_networks_are_given_cosine_and_sine():
+    taken = _periodic(lambda in_size, out_size, *, key: lambda inputs: inputs, 1, 3)(4, 6, key=jr.key(0))
+    inputs = jnp.array([5.0, 0.3, -0.3, 7.0])
+    np.testing.assert_allclose(
+        taken(inputs), [5.0, *np.cos([0.3, -0.3]), *np.sin([0.3, -0.3]), 7.0], rtol=1e-6
+    )

@@ -25,14 +25,14 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "validate compiling deprecated masked_network",
-            "incremental",
+            "incremental frames",
             "bijection moments normal rootfinding fit_options masks made patch_transformer convolution "
             "ode_solver",
             "parametrize transformed conditioners lipschitz log_det linear actnorm information layer_walk "
             "levels",
             "bijectors mixtures spline velocity supports log_density",
-            "coupling autoregressive residual marginal continuous importance",
-            "circular",
+            "coupling autoregressive residual marginal continuous importance columns",
+            "circular tables",
             "flows transformer_flow image initialize fit_result dequantize discrete",
             "rbig fit_loop codec",
             "train guidance",

@@ -206,7 +206,7 @@ def prepare(
         angles: Names of columns that are angles; a dictionary gives their periods. Default of a list: 2π
             where no value is larger, else 360.
         counts: Names of columns that are counts, where it does not show.
-        continuous: Names of columns that can take all real numbers, whatever they look like.
+        continuous: Names of columns that can take all real numbers, in place of what their values suggest.
 
     Returns:
         A :class:`Prepared`.

@@ -54,7 +54,7 @@ class Column:
 
     @property
     def size(self) -> int:
-        """How many coordinates it has: none if it is constant, two with an indicator, else one."""
+        """The number of coordinates, which is 0 for a constant, 2 with an indicator, and else 1."""
         return 0 if self.kind == "constant" else 2 if self.indicator else 1
 
     @property

@@ -47,7 +47,7 @@ class Prepared:
 
     @property
     def supports(self) -> list:
-        """What the coordinates can take: pass it to ``gf.coupling_flow(..., supports=...)``."""
+        """Supports of the coordinates, for ``gf.coupling_flow(..., supports=...)``."""
         return [entry for column in self.columns for entry in column.supports]
 
     @property

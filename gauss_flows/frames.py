@@ -26,7 +26,7 @@ def columns_of(table: Given) -> tuple[dict[Name, Any], Any]:
         import narwhals as nw
     except ImportError as error:
         raise ImportError("Data frames need narwhals: pip install 'gauss_flows[tables]'.") from error
-    names = [str(name) for name in getattr(table, "columns", [])]
+    names = list(getattr(table, "columns", []))
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(
@@ -36,13 +36,13 @@ def columns_of(table: Given) -> tuple[dict[Name, Any], Any]:
         frame = nw.from_native(table, eager_only=True)
     except TypeError as error:
         raise ValueError(f"`table` must be a data frame or an array; got {type(table).__name__}.") from error
-    return {name: frame[name] for name in frame.columns}, frame.implementation
+    return dict(zip(frame.columns, frame.iter_columns(), strict=True)), frame.implementation
 
 
 def numbers(name: Name, column: Any) -> tuple[np.ndarray, np.dtype]:
     """Return a column in double precision, with NaN for missing values, and the type that it came in.
 
-    Times become seconds, since 1970 if they are dates.
+    Times become seconds, since 1970 in UTC if they are dates.
 
     Raises:
         ValueError: If it holds neither numbers nor times.
@@ -62,6 +62,8 @@ def _series(name, column):
     import narwhals as nw
 
     dtype = column.dtype
+    if isinstance(dtype, nw.Datetime) and dtype.time_zone is not None:  # comes back in UTC, without a zone
+        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     if isinstance(dtype, nw.Datetime) or dtype == nw.Date:
         return numbers(name, column.cast(nw.Datetime("us")).to_numpy().astype("datetime64[us]"))
     if isinstance(dtype, nw.Duration):
@@ -96,7 +98,12 @@ def frame_of(values: dict[Name, np.ndarray], backend: Any) -> Any:
         return np.stack(list(values.values()), axis=1)
     import narwhals as nw
 
-    return nw.from_dict({str(name): v for name, v in values.items()}, backend=backend).to_native()
+    frame = nw.from_dict({str(i): v for i, v in enumerate(values.values())}, backend=backend).to_native()
+    if all(isinstance(name, str) for name in values):
+        renamed = {str(i): name for i, name in enumerate(values)}
+        return nw.from_native(frame).rename(renamed).to_native()
+    frame.columns = list(values)  # numbers or tuples, which pandas alone has
+    return frame
 
 
 def listed(names: Any) -> str:

@@ -214,7 +214,7 @@ def prepare(
     Raises:
         ValueError: If the table is empty or has two columns of one name; if a column holds text, infinite
             or, without ``missing``, missing values, or looks like an index; if there are atoms and no choice;
-            or if a column is a linear function of others, up to rounding.
+            or if a column is a linear function of others, or of their logarithms, up to rounding.
         ImportError: If the table is a data frame and narwhals is not installed.
 
     Example:
@@ -228,18 +228,19 @@ def prepare(
         2  constant  always 1; comes back in samples
     """
     named, backend = columns_of(table)
-    names = list(named) if columns is None else list(columns)
-    for given, group in (
-        ("columns", names),
-        ("angles", angles),
-        ("counts", counts),
-        ("continuous", continuous),
-    ):
+    groups: dict[str, Any] = {"angles": angles, "counts": counts, "continuous": continuous}
+    groups["columns"] = list(named) if columns is None else columns
+    for given, group in groups.items():
+        if isinstance(group, str):
+            raise ValueError(f"`{given}` must be a list of names, such as [{group!r}]; got {group!r}.")
         unknown = [name for name in group if name not in named]
         if unknown:
             raise ValueError(
                 f"`{given}` must name columns of the table, {listed(named)}; got {unknown[0]!r}."
             )
+    names = list(groups["columns"])
+    if len(set(names)) < len(names):
+        raise ValueError(f"`columns` must name each column once; got {listed(names)}.")
     for given, value, known in (("missing", missing, ("drop",)), ("atoms", atoms, get_args(Atoms))):
         if value is not None and value not in known:
             raise ValueError(f"`{given}` must be {' or '.join(map(repr, known))} or None; got {value!r}.")
@@ -301,7 +302,7 @@ def _with_dependence(columns, values) -> list[Column]:
     own = np.stack([values[c.name] for c in used])
     lines = np.stack([c.to_line(values[c.name], np.full((n, c.size), 0.5))[0][:, 0] for c in used])
     notes = {}
-    for rows in (own, lines):
+    for rows in (own / np.abs(own).max(axis=1, keepdims=True), lines):  # so that no square overflows
         rows = (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True)
         for i, column in enumerate(used):
             others = np.delete(rows, i, axis=0)
@@ -311,8 +312,8 @@ def _with_dependence(columns, values) -> list[Column]:
             if explained > _DEPENDENT:
                 raise ValueError(
                     "`table` must have no column that others determine, or the rows have no density; "
-                    f"{column.name!r} is a linear function of {nearest!r} and others, up to rounding. Leave "
-                    "one out by `columns`."
+                    f"{column.name!r} is a linear function of {nearest!r} and others, or of their "
+                    "logarithms, up to rounding. Leave one out by `columns`."
                 )
             if explained > _COLLINEAR:
                 notes[column.name] = f"nearly a linear function of {nearest!r} and others"

@@ -186,6 +186,28 @@ def test_other_kinds_of_columns_come_back_as_they_were():
     np.testing.assert_allclose(back["phase"], table["phase"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("names", [[0, 1], [("a", "x"), ("a", "y")]], ids=["numbers", "tuples"])
+def test_names_that_are_no_text_come_back(names):
+    table = tiny().set_axis(pd.Index(names), axis=1)
+    prepared = gf.prepare(table, angles={names[1]: 360.0})
+    back = prepared.to_frame(prepared.array)
+    assert list(back.columns) == names
+    np.testing.assert_allclose(back[names[0]], table[names[0]], atol=1e-5)
+
+
+def test_a_time_with_a_zone_comes_back_in_utc():
+    when = pd.date_range("2024-03-30", periods=40, freq="h", tz="Europe/Berlin")  # summer time begins
+    with jax.enable_x64(True):
+        prepared = gf.prepare(tiny(when=when))
+        back = prepared.to_frame(prepared.array)["when"]
+    assert (abs(back - when.tz_convert("UTC").tz_localize(None)) < pd.Timedelta("1ms")).all()
+
+
+def test_columns_of_any_size_are_prepared():
+    table = tiny(large=1e300 * np.random.default_rng(1).normal(size=40))
+    assert bool(jnp.isfinite(gf.prepare(table).array).all())
+
+
 def tiny(**columns):
     rng = np.random.default_rng(0)
     return pd.DataFrame({"a": rng.normal(size=40), "b": rng.normal(size=40)} | columns)
@@ -207,6 +229,10 @@ def tiny(**columns):
         (tiny()[[]], {}, "`table` must have rows and columns"),
         (tiny().set_axis(["a", "a"], axis=1), {}, "one name for each column; 'a' stands 2 times"),
         (tiny(), {"columns": ["a", "z"]}, "`columns` must name columns of the table, 'a', 'b'; got 'z'"),
+        (tiny(), {"columns": "a"}, r"`columns` must be a list of names, such as \['a'\]; got 'a'"),
+        (tiny(), {"angles": "a"}, "`angles` must be a list of names"),
+        (tiny(), {"columns": ["a", "a"]}, "`columns` must name each column once; got 'a', 'a'"),
+        (tiny(c=np.exp(tiny().a)), {}, "'a' is a linear function of 'c' and others, or of their logarithms"),
         (tiny(), {"angles": ["z"]}, "`angles` must name columns of the table"),
         (tiny(), {"angles": {"a": -1}}, "`angles` must have positive periods; that of 'a' is -1"),
         (tiny(), {"counts": ["a"]}, "`counts` must name columns of whole numbers of at least 0; 'a'"),

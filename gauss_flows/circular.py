@@ -11,6 +11,7 @@ import jax.random as jr
 import numpy as np
 from flowjax.bijections import AbstractBijection, Chain, Concatenate, Flip
 from flowjax.distributions import AbstractDistribution
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gauss_flows.conditioners import ConditionerFactory
@@ -57,20 +58,22 @@ class CircularSpline(RQSpline):
         return tuple(self._slope(_entry(self.slopes, j % k)) for j in (i, i + 1))
 
     def transform_and_log_det(self, x, condition=None):
-        turns, rest = _turns(x)
+        rest = _in_one_turn(x)
         y, log_slope = self._rise(rest)
-        return y + math.pi + TURN * turns + self.shift, log_slope
+        return x + (y - rest) + self.shift, log_slope  # a displacement, which repeats itself
 
     def inverse_and_log_det(self, y, condition=None):
-        turns, rest = _turns(y - self.shift)
+        y = y - self.shift
+        rest = _in_one_turn(y)
         x, log_slope = self._root(rest)
-        return x + math.pi + TURN * turns, -log_slope
+        return y + (x - rest), -log_slope
 
 
-def _turns(x):
-    """Whole turns, and what is left, from −π to π."""
-    turns = jnp.floor(x / TURN)
-    return turns, jnp.clip(x - TURN * turns - math.pi, -math.pi, math.pi)
+def _in_one_turn(x):
+    """The angle from −π to π that lies whole turns from x − π."""
+    rest = x - TURN * jnp.floor(x / TURN) - math.pi
+    # Rounding must not leave the interval. A clip alone would halve the derivative at the ends.
+    return jnp.where(jnp.abs(rest) <= math.pi, rest, lax.stop_gradient(jnp.clip(rest, -math.pi, math.pi)))
 
 
 class LinesAndCircles(AbstractDistribution):

@@ -43,6 +43,9 @@ def blank(tree):
 FLOWS = {
     "coupling_flow": lambda k: gf.coupling_flow(k, 2, layers=2, nn_width=8, actnorm=True, cond_dim=1),
     "coupling_flow, householder": lambda k: small(k, gf.DeepSigmoid(2), mixing="householder"),
+    "coupling_flow, supports": lambda k: gf.coupling_flow(
+        k, 3, layers=1, nn_width=8, supports=["positive", "angle", (0, 1)]
+    ),
     "maf": lambda k: gf.maf(k, 2, layers=2, nn_width=8),
     "iaf": lambda k: gf.iaf(k, 2, layers=2, nn_width=8, bijector=gf.bijectors.exp_affine(2.0)),
     "transformer_flow": lambda k: gf.transformer_flow(k, (2, 4), layers=2, nn_width=8, cond_dim=2),
@@ -75,7 +78,8 @@ FLOWS = {
     },
 }
 
-PUBLIC = {name: case.make for name, case in CASES.items() if "," not in name} | FLOWS
+# Supports has no arrays; a flow that has it is among FLOWS.
+PUBLIC = {name: case.make for name, case in CASES.items() if "," not in name and name != "Supports"} | FLOWS
 
 
 def coupling(activation=jax.nn.silu, mask=(True, False, True, False), shape=(4,), cond_dim=None, key=None):

@@ -108,6 +108,7 @@ def test_annealing_tempers_the_first_half_of_the_steps():
     assert float(loss(flow, rows, None, jr.key(3))) == value(1.0)  # as it is judged
 
 
+@pytest.mark.nightly  # the chapter on variational inference checks the same
 def test_annealing_finds_the_second_mode():
     """From a start on one mode; without annealing the flow stays there, and the ELBO is log 2 too small."""
     start = lambda: gf.coupling_flow(
